@@ -1,0 +1,5 @@
+"""EdgeVLM: vision-language models on your own device."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

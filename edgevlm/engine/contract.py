@@ -1,0 +1,98 @@
+"""What a runtime must do, and nothing else: embeddings for pixels, logits for tokens.
+
+The narrow waist of the design. Sampling, logprobs, stop strings, prefix reuse
+and routing live above it, once; a runtime that keeps this contract gets them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.prompt import ImageInput
+
+Ids: TypeAlias = NDArray[np.int64]
+Embeddings: TypeAlias = NDArray[np.float32]
+Logits: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A verified model on disk: its folder, and the file that plays each role in a runtime.
+
+    Roles of ONNX Runtime: `vision_encoder`, `embed_tokens`, `decoder`.
+    """
+
+    name: str
+    folder: Path
+    roles: Mapping[str, Path]
+    quantization: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Threads are compute threads for one operation; `context_length` caps the model's own."""
+
+    threads: int
+    context_length: int | None = None
+
+
+class VisionEncoder(Protocol):
+    """Vision tower and projector together. Not safe for two calls at once."""
+
+    runtime: str
+
+    def encode(self, image: ImageInput, cancel: Cancel) -> Embeddings:
+        """Return float32 [image.n_tokens, d_model]. Raises Interrupted, RuntimeFailed."""
+
+    def close(self) -> None: ...
+
+
+class Context(Protocol):
+    """One sequence and its KV cache. Not safe for two calls at once."""
+
+    length: int
+
+    def extend(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Logits:
+        """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
+
+        Returns the logits float32 [n_vocab] of the last position, owned by the
+        caller. On Interrupted or RuntimeFailed the context keeps its old length.
+        """
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on. The rest stays exact."""
+
+    def close(self) -> None: ...
+
+
+class LanguageModel(Protocol):
+    """Decoder weights, shared by any number of contexts."""
+
+    runtime: str
+    n_vocab: int
+    d_model: int
+    context_length: int
+
+    def new_context(self) -> Context: ...
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """The entry point (group `edgevlm.runtimes`): loads the two parts of a model."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """None if the runtime can run here, else the reason in one line."""
+
+    def load_vision(self, files: ModelFiles, options: LoadOptions) -> VisionEncoder: ...
+
+    def load_language(self, files: ModelFiles, options: LoadOptions) -> LanguageModel: ...

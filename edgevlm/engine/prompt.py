@@ -1,0 +1,66 @@
+"""A prompt on its way to a runtime: token ids with slots where image embeddings go."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageInput:
+    """A picture as its family prepared it for the vision encoder.
+
+    `pixel_values` float32 [n_tiles, 3, H, W]; `pixel_mask` bool [n_tiles, H, W] or None;
+    `grid` is (rows, columns) of the tiles beside the global image, (0, 0) when not split.
+    `key` is a SHA-256 over the decoded pixels, their shape and the preprocessing: equal
+    keys mean equal embeddings from one encoder.
+    """
+
+    pixel_values: NDArray[np.float32]
+    pixel_mask: NDArray[np.bool_] | None
+    grid: tuple[int, int]
+    n_tokens: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """Rows `start : start + count` of the embeddings of image `image` of the prompt."""
+
+    image: int
+    start: int
+    count: int
+
+
+Part: TypeAlias = tuple[int, ...] | ImageSlot
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prompt:
+    """Ids and image slots in reading order."""
+
+    parts: tuple[Part, ...]
+    images: tuple[ImageInput, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return sum(p.count if isinstance(p, ImageSlot) else len(p) for p in self.parts)
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(p.count for p in self.parts if isinstance(p, ImageSlot))
+
+    def keys(self) -> list[Hashable]:
+        """One key a position: the id, or (image key, row). Equal prefixes share a KV cache."""
+        keys: list[Hashable] = []
+        for part in self.parts:
+            if isinstance(part, ImageSlot):
+                image = self.images[part.image].key
+                keys.extend((image, row) for row in range(part.start, part.start + part.count))
+            else:
+                keys.extend(part)
+        return keys
