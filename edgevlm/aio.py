@@ -1,0 +1,99 @@
+"""`AsyncSession`: `Session` for asyncio, its work on one thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+from edgevlm.messages import Reply, Token
+from edgevlm.session import Session, Stream
+
+T = TypeVar("T")
+
+
+class AsyncStream(AsyncIterator[Token]):
+    """`Stream`, awaited. Cancelling the task that reads it cancels the answer."""
+
+    def __init__(self, session: AsyncSession, stream: Stream) -> None:
+        self._session = session
+        self._stream = stream
+
+    async def __anext__(self) -> Token:
+        token = await self._session._run(lambda: next(self._stream, None))
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    @property
+    def reply(self) -> Reply:
+        return self._stream.reply
+
+    async def aclose(self) -> None:
+        await self._session._run(self._stream.close)
+
+
+class AsyncSession:
+    """The names of `Session`, awaited. Loading happens on entry.
+
+    async with AsyncSession() as session:
+        reply = await session.ask("What is this?", images=["photo.jpg"])
+        async for token in session.stream("And what colour is it?"):
+            ...
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._make = lambda: Session(*args, **kwargs)
+        self._session: Session | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgevlm")
+
+    async def __aenter__(self) -> AsyncSession:
+        self._session = await asyncio.get_running_loop().run_in_executor(self._worker, self._make)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def sync(self) -> Session:
+        """The session beneath. Raises RuntimeError before `async with` has loaded it."""
+        if self._session is None:
+            raise RuntimeError("Use `async with AsyncSession(...) as session`.")
+        return self._session
+
+    async def ask(self, *args: Any, **kwargs: Any) -> Reply:
+        """See `Session.ask`."""
+        return await self._run(lambda: self.sync.ask(*args, **kwargs))
+
+    def stream(self, *args: Any, **kwargs: Any) -> AsyncStream:
+        """See `Session.stream`."""
+        return AsyncStream(self, self.sync.stream(*args, **kwargs))
+
+    def cancel(self) -> None:
+        self.sync.cancel()
+
+    async def reset(self) -> None:
+        await self._run(self.sync.reset)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            self._session.cancel()
+            await asyncio.get_running_loop().run_in_executor(self._worker, self._session.close)
+        self._worker.shutdown(wait=False)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        session = self.sync
+        work = asyncio.get_running_loop().run_in_executor(self._worker, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            session.cancel()
+            await asyncio.wait([work])
+            raise

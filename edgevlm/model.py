@@ -1,0 +1,171 @@
+"""A model in memory: its family, its two parts on their runtimes, and what they have seen.
+
+Any number of sessions may share one `Model`; each brings its own context.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from edgevlm.devices.threads import compute_threads
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import (
+    Embeddings,
+    LanguageModel,
+    LoadOptions,
+    ModelFiles,
+    VisionEncoder,
+)
+from edgevlm.engine.prompt import ImageInput
+from edgevlm.errors import ModelCorrupt, ModelError, NoSpace
+from edgevlm.families import load_family
+from edgevlm.families.base import Family
+from edgevlm.models.store import Store
+from edgevlm.runtimes import choose_runtime
+from edgevlm.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from edgevlm.models.progress import Progress
+
+BUILT_IN = "edgevlm-tiny"
+DEFAULT = "smolvlm2-500m"
+_FEATURE_BYTES = 64 * 2**20
+
+_log = logging.getLogger("edgevlm")
+Notice = Callable[[str], None]
+
+
+class Model:
+    """Weights that sessions share. Made by `load_model`."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        family: Family,
+        vision: VisionEncoder,
+        language: LanguageModel,
+        load_ms: float = 0.0,
+    ) -> None:
+        self.name = files.name
+        self.files = files
+        self.family = family
+        self.vision = vision
+        self.language = language
+        self.load_ms = load_ms
+        self._features: OrderedDict[str, Embeddings] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def runtime(self) -> dict[str, str]:
+        return {"vision": self.vision.runtime, "language": self.language.runtime}
+
+    @property
+    def quantization(self) -> str:
+        return ", ".join(f"{part} {bits}" for part, bits in sorted(self.files.quantization.items()))
+
+    def embed(self, image: ImageInput, cancel: Cancel) -> Embeddings:
+        """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once.
+
+        Raises ModelCorrupt where the encoder gives another number of tokens than the
+        prompt has slots, and what `VisionEncoder.encode` raises.
+        """
+        with self._lock:
+            known = self._features.get(image.key)
+            if known is not None:
+                self._features.move_to_end(image.key)
+                return known
+            features = self.vision.encode(image, cancel)
+            expected = (image.n_tokens, self.language.d_model)
+            if features.shape != expected:
+                raise ModelCorrupt(
+                    f"{self.name} gave embeddings of shape {features.shape}"
+                    f" for a picture of {expected}.",
+                    hint="Its vision encoder does not belong to its decoder or its processor.",
+                )
+            self._features[image.key] = features
+            self._forget_oldest()
+            return features
+
+    def _forget_oldest(self) -> None:
+        held = sum(features.nbytes for features in self._features.values())
+        while held > _FEATURE_BYTES and len(self._features) > 1:
+            _, oldest = self._features.popitem(last=False)
+            held -= oldest.nbytes
+
+    def close(self) -> None:
+        self._features.clear()
+        self.vision.close()
+        self.language.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    runtime: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> Model:
+    """Fetch if need be, verify and load a model by catalog name, hub id or folder.
+
+    `auto` takes the default of the catalog and, where that can't be had, the built-in
+    model, saying so through `notice`. A model that was asked for by name is never
+    replaced. Raises UnknownModel, ModelUnavailable, ModelCorrupt, NoSpace, DoesNotFit,
+    NotSupported, UnknownRuntime.
+    """
+    settings = settings or load_settings()
+    name = name or settings.model
+    runtime = runtime or settings.runtime
+    notice = notice or _log.warning
+    store = Store(settings)
+    started = time.perf_counter()
+    if name != "auto":
+        files = store.resolve(name, runtime=choose_runtime(runtime).name, progress=progress)
+    else:
+        files = _first_to_be_had(store, choose_runtime(runtime).name, progress, notice)
+    return _load(files, runtime, settings, started)
+
+
+def _first_to_be_had(
+    store: Store, runtime: str, progress: Progress | None, notice: Notice
+) -> ModelFiles:
+    try:
+        return store.resolve(DEFAULT, runtime=runtime, progress=progress)
+    except (ModelError, NoSpace) as error:
+        files = store.resolve(BUILT_IN, runtime=runtime, progress=progress)
+        reason = error.message.rstrip(".")
+        notice(f"Using {BUILT_IN}, the small built-in model: {reason}.")
+        return files
+
+
+def _load(files: ModelFiles, runtime: str, settings: Settings, started: float) -> Model:
+    family = load_family(files.folder)
+    chosen = choose_runtime(runtime)
+    options = LoadOptions(
+        threads=settings.threads or compute_threads(), context_length=settings.context_length
+    )
+    language = chosen.load_language(files, options)
+    try:
+        vision = chosen.load_vision(files, options)
+    except BaseException:
+        language.close()
+        raise
+    load_ms = (time.perf_counter() - started) * 1000
+    return Model(files, family, vision, language, load_ms)

@@ -1,0 +1,299 @@
+"""A conversation with one model: the object that an application holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgevlm.devices.memory import peak_rss_bytes
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.decode import decode
+from edgevlm.engine.prefix import PrefixContext
+from edgevlm.engine.prompt import Prompt
+from edgevlm.engine.sampling import Sampling
+from edgevlm.errors import CloudError, Interrupted, PromptTooLong, UsageError
+from edgevlm.families.base import Detail, Turn
+from edgevlm.media import MediaLimits, load_image
+from edgevlm.messages import FinishReason, Message, Reply, Route, Timings, Token, Usage
+from edgevlm.model import Model, Notice, load_model
+from edgevlm.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from edgevlm.models.progress import Progress
+
+DEFAULT_QUESTION = "Describe this image."
+
+
+class Stream(Iterator[Token]):
+    """The tokens of one answer as they come; `reply` holds the whole once they have."""
+
+    def __init__(self, answer: Generator[Token, None, Reply]) -> None:
+        self._answer = answer
+        self._reply: Reply | None = None
+
+    def __next__(self) -> Token:
+        try:
+            return next(self._answer)
+        except StopIteration as end:
+            if end.value is not None:
+                self._reply = end.value
+            raise StopIteration from None
+
+    @property
+    def reply(self) -> Reply:
+        """The finished answer. Raises UsageError while tokens are still to come."""
+        if self._reply is None:
+            raise UsageError("The answer isn't finished.", hint="Read the stream to its end first.")
+        return self._reply
+
+    def close(self) -> None:
+        """End the answer here; the conversation keeps what was read."""
+        try:
+            self._answer.close()
+        except ValueError as running:  # a generator that another thread is inside
+            raise UsageError(
+                "This session is answering in another thread.",
+                hint="Use one session a thread (they can share a Model), or cancel() first.",
+            ) from running
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Moments of one answer, in seconds of `time.perf_counter`."""
+
+    started: float = field(default_factory=time.perf_counter)
+    vision: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+
+    def tick(self) -> None:
+        self.last = time.perf_counter()
+        if self.first is None:
+            self.first = self.last
+
+    def timings(self, tokens: int, load_ms: float) -> Timings:
+        first = self.first or time.perf_counter()
+        decoding = self.last - first
+        return Timings(
+            load_ms=load_ms,
+            vision_ms=self.vision * 1000,
+            ttft_ms=(first - self.started) * 1000,
+            decode_tps=(tokens - 1) / decoding if tokens > 1 and decoding > 0 else 0.0,
+            total_ms=(time.perf_counter() - self.started) * 1000,
+        )
+
+
+class Session:
+    """A conversation with one model on this device.
+
+    `model` is a catalog name, a hub id, a folder, `"auto"`, or a `Model` that other
+    sessions share. Loading happens here, so that the first question is fast. Questions
+    of one session come from one thread at a time; `cancel` from any.
+
+    Raises what `load_model` raises.
+    """
+
+    def __init__(
+        self,
+        model: str | Model | None = None,
+        runtime: str | None = None,
+        route: str | None = None,
+        system: str | None = None,
+        settings: Settings | None = None,
+        *,
+        progress: Progress | None = None,
+        notice: Notice | None = None,
+    ) -> None:
+        self.settings = settings or load_settings()
+        self.route = load_settings(route=route).route if route else self.settings.route
+        if self.route == "cloud":
+            raise CloudError(
+                "No cloud model is set up.", hint="Use route `local`: nothing leaves the device."
+            )
+        self._owns_model = not isinstance(model, Model)
+        self.model = (
+            model
+            if isinstance(model, Model)
+            else load_model(
+                model, runtime=runtime, settings=self.settings, progress=progress, notice=notice
+            )
+        )
+        self._context = PrefixContext(self.model.language.new_context())
+        self._system = system
+        self._turns: list[Turn] = []
+        self._active: Stream | None = None
+        self._cancel = Cancel()
+        self._load_ms = self.model.load_ms if self._owns_model else 0.0
+
+    def ask(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] = (),
+        *,
+        detail: Detail = "auto",
+        **sampling: Any,
+    ) -> Reply:
+        """Answer a question, about `images` if any and else about those before.
+
+        An image is a path, an https URL, bytes, a PIL image or a numpy array. `sampling`
+        takes the fields of `edgevlm.Sampling` (max_tokens, temperature, stop, ...). Raises
+        MediaError, PromptTooLong, UsageError, RuntimeFailed; the conversation then stays
+        as it was.
+        """
+        stream = self.stream(prompt, images, detail=detail, **sampling)
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] = (),
+        *,
+        detail: Detail = "auto",
+        **sampling: Any,
+    ) -> Stream:
+        """`ask`, token by token. A new question ends an unfinished stream."""
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            images = [images]
+        question = (prompt or "").strip()
+        if not question and not images:
+            raise UsageError("There is no question.", hint="Give a prompt or an image.")
+        options = _sampling(sampling)
+        if self._active is not None:
+            self._active.close()
+        self._cancel = Cancel()
+        message = Message("user", question or DEFAULT_QUESTION, tuple(images))
+        self._active = Stream(self._answer(message, detail, options, self._cancel, _Clock()))
+        return self._active
+
+    def cancel(self) -> None:
+        """Stop the answer under way, from any thread. What was said so far is kept."""
+        self._cancel.set()
+
+    def reset(self) -> None:
+        """Begin a new conversation on the same model."""
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+        self._turns.clear()
+
+    def close(self) -> None:
+        self.cancel()
+        self._context.close()
+        if self._owns_model:
+            self.model.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self, message: Message, detail: Detail, sampling: Sampling, cancel: Cancel, clock: _Clock
+    ) -> Generator[Token, None, Reply]:
+        turn = self._prepare(message, detail)
+        prompt = self.model.family.render([*self._system_turn(), *self._turns, turn])
+        self._check_room(prompt)
+        tokens: list[Token] = []
+        kept = 0
+        finish: FinishReason = "cancelled"
+        try:
+            logits, kept = self._prefill(prompt, cancel, clock)
+            steps = decode(
+                logits,
+                lambda token_id: self._context.extend(token_id, cancel),
+                self.model.family.tokenizer,
+                sampling,
+                stop_ids=self.model.family.stop_ids,
+                cancel=cancel,
+                seen=[i for part in prompt.parts if isinstance(part, tuple) for i in part],
+                room=self.model.language.context_length - prompt.length,
+            )
+            finish = yield from _collect(steps, tokens, clock)
+        except Interrupted:
+            finish = "cancelled"
+        finally:
+            text = "".join(token.text for token in tokens)
+            if text or finish != "cancelled":
+                self._turns += [turn, Turn("assistant", (text.strip(),))]
+        load_ms, self._load_ms = self._load_ms, 0.0
+        return Reply(
+            text=text.strip(),
+            tokens=tuple(tokens),
+            model=self.model.name,
+            runtime=self.model.runtime,
+            quantization=self.model.quantization,
+            finish_reason=finish,
+            usage=Usage(prompt.length, prompt.image_tokens, kept, len(tokens)),
+            timings=clock.timings(len(tokens), load_ms),
+            route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+    def _prepare(self, message: Message, detail: Detail) -> Turn:
+        limits = MediaLimits(
+            max_pixels=self.settings.max_pixels, allow_network=not self.settings.offline
+        )
+        pictures = [
+            self.model.family.preprocess(load_image(source, limits=limits), detail)
+            for source in message.images
+        ]
+        return Turn("user", (*pictures, message.text))
+
+    def _system_turn(self) -> list[Turn]:
+        return [Turn("system", (self._system,))] if self._system else []
+
+    def _check_room(self, prompt: Prompt) -> None:
+        most = self.model.language.context_length
+        if prompt.length >= most:
+            raise PromptTooLong(
+                f"The conversation is {prompt.length} tokens long"
+                f" ({prompt.image_tokens} of them pictures) and {self.model.name} holds {most}.",
+                hint="Ask something shorter, send fewer pictures, or begin a new conversation.",
+            )
+
+    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: _Clock) -> tuple[Any, int]:
+        before = time.perf_counter()
+        embeddings = {
+            i: self.model.embed(prompt.images[i], cancel) for i in self._context.needs(prompt)
+        }
+        clock.vision = time.perf_counter() - before
+        cancel.check()
+        return self._context.prefill(prompt, embeddings.__getitem__, cancel)
+
+
+def _collect(
+    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: _Clock
+) -> Generator[Token, None, FinishReason]:
+    while True:
+        try:
+            token = next(steps)
+        except StopIteration as end:
+            finish: FinishReason = end.value
+            return finish
+        clock.tick()
+        tokens.append(token)
+        yield token
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    stop = options.get("stop")
+    if stop is not None:
+        options = options | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+    try:
+        return Sampling(**{name: value for name, value in options.items() if value is not None})
+    except TypeError as error:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise UsageError(
+            f"Can't decode with {options}: {error}.", hint=f"Known options: {known}."
+        ) from error

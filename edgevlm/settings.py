@@ -1,0 +1,151 @@
+"""One settings object: defaults < `config.toml` in the home folder < environment < arguments.
+
+| setting          | environment         | meaning                                             |
+|------------------|---------------------|-----------------------------------------------------|
+| `home`           | `EDGEVLM_HOME`      | the one folder that holds all state                 |
+| `offline`        | `EDGEVLM_OFFLINE`   | no network at all                                   |
+| `model`          | `EDGEVLM_MODEL`     | model name, hub id or folder; `auto` chooses        |
+| `runtime`        | `EDGEVLM_RUNTIME`   | runtime name; `auto` chooses                        |
+| `route`          | `EDGEVLM_ROUTE`     | `local`, `auto` or `cloud`                          |
+| `threads`        | `EDGEVLM_THREADS`   | compute threads; unset means one a physical core    |
+| `context_length` | `EDGEVLM_CONTEXT`   | most tokens of a conversation; unset: the model's   |
+| `max_pixels`     | `EDGEVLM_MAX_PIXELS`| largest picture that is decoded                     |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import SettingsError
+
+ROUTES = ("local", "auto", "cloud")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    home: Path
+    offline: bool = False
+    model: str = "auto"
+    runtime: str = "auto"
+    route: str = "auto"
+    threads: int | None = None
+    context_length: int | None = None
+    max_pixels: int = 40_000_000
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+    """Read the file and the environment; `arguments` that are not None win.
+
+    Raises SettingsError naming the setting and where it came from.
+    """
+    environ = os.environ if environ is None else environ
+    home = Path(environ.get("EDGEVLM_HOME") or _default_home()).expanduser().absolute()
+    settings = Settings(home=home)
+    config = home / "config.toml"
+    settings = _with(settings, _read_toml(config), source=str(config))
+    from_environ = {
+        name: environ[variable] for name, variable in _VARIABLES.items() if environ.get(variable)
+    }
+    settings = _with(settings, from_environ, source="the environment")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return _with(settings, given, source="the arguments")
+
+
+def _default_home() -> str:
+    from platformdirs import user_data_dir
+
+    return user_data_dir("edgevlm", appauthor=False)
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"Can't read {path}: {error}", hint="Mend or remove it.") from error
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}", hint="Mend the line.") from error
+
+
+def _with(settings: Settings, values: Mapping[str, Any], *, source: str) -> Settings:
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        parse = _PARSERS.get(name)
+        if parse is None:
+            raise SettingsError(
+                f"Unknown setting {name!r} in {source}.",
+                hint=f"Known settings: {', '.join(sorted(_PARSERS))}.",
+            )
+        try:
+            checked[name] = parse(value)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"Setting {name!r} from {source} can't be {value!r}: {error}.",
+                hint="See `edgevlm doctor` for the settings in force.",
+            ) from error
+    return replace(settings, **checked)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("use 1 or 0")
+
+
+def _positive(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError("use a whole number")
+    number = int(value)
+    if number < 1:
+        raise ValueError("use a number above 0")
+    return number
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("use a name")
+    return value.strip()
+
+
+def _route(value: object) -> str:
+    if value not in ROUTES:
+        raise ValueError(f"use one of {', '.join(ROUTES)}")
+    return str(value)
+
+
+_PARSERS: dict[str, Callable[[object], Any]] = {
+    "offline": _flag,
+    "model": _text,
+    "runtime": _text,
+    "route": _route,
+    "threads": _positive,
+    "context_length": _positive,
+    "max_pixels": _positive,
+}
+
+_VARIABLES = {
+    "offline": "EDGEVLM_OFFLINE",
+    "model": "EDGEVLM_MODEL",
+    "runtime": "EDGEVLM_RUNTIME",
+    "route": "EDGEVLM_ROUTE",
+    "threads": "EDGEVLM_THREADS",
+    "context_length": "EDGEVLM_CONTEXT",
+    "max_pixels": "EDGEVLM_MAX_PIXELS",
+}
