@@ -49,7 +49,7 @@ _HOMES = {
     "load_settings": "edgevlm.settings",
 }
 
-__all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605
+__all__ = sorted(["__version__", *_HOMES])
 
 
 def __getattr__(name: str) -> Any:

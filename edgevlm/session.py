@@ -19,7 +19,7 @@ from edgevlm.families.base import Detail, Turn
 from edgevlm.media import MediaLimits, load_image
 from edgevlm.messages import FinishReason, Message, Reply, Route, Timings, Token, Usage
 from edgevlm.model import Model, Notice, load_model
-from edgevlm.settings import Settings, load_settings
+from edgevlm.settings import ROUTES, Settings, load_settings
 
 if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
@@ -108,11 +108,7 @@ class Session:
         notice: Notice | None = None,
     ) -> None:
         self.settings = settings or load_settings()
-        self.route = load_settings(route=route).route if route else self.settings.route
-        if self.route == "cloud":
-            raise CloudError(
-                "No cloud model is set up.", hint="Use route `local`: nothing leaves the device."
-            )
+        self.set_route(route or self.settings.route)
         self._owns_model = not isinstance(model, Model)
         self.model = (
             model
@@ -170,6 +166,16 @@ class Session:
         self._active = Stream(self._answer(message, detail, options, self._cancel, _Clock()))
         return self._active
 
+    def set_route(self, route: str) -> None:
+        """Say who may answer from now on: `local`, `auto` or `cloud`."""
+        if route not in ROUTES:
+            raise UsageError(f"There is no route {route!r}.", hint=f"Routes: {', '.join(ROUTES)}.")
+        if route == "cloud":
+            raise CloudError(
+                "No cloud model is set up.", hint="Use route `local`: nothing leaves the device."
+            )
+        self.route = route
+
     def cancel(self) -> None:
         """Stop the answer under way, from any thread. What was said so far is kept."""
         self._cancel.set()
@@ -221,14 +227,14 @@ class Session:
             )
             finish = yield from _collect(steps, tokens, clock)
         except Interrupted:
-            finish = "cancelled"
-        finally:
-            text = "".join(token.text for token in tokens)
-            if text or finish != "cancelled":
-                self._turns += [turn, Turn("assistant", (text.strip(),))]
+            pass
+        except GeneratorExit:
+            self._remember(turn, tokens, finish)
+            raise
+        self._remember(turn, tokens, finish)
         load_ms, self._load_ms = self._load_ms, 0.0
         return Reply(
-            text=text.strip(),
+            text=_text(tokens),
             tokens=tuple(tokens),
             model=self.model.name,
             runtime=self.model.runtime,
@@ -239,6 +245,12 @@ class Session:
             route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _remember(self, turn: Turn, tokens: list[Token], finish: FinishReason) -> None:
+        """Keep the exchange, unless it was stopped before its first word."""
+        text = _text(tokens)
+        if text or finish != "cancelled":
+            self._turns += [turn, Turn("assistant", (text,))]
 
     def _prepare(self, message: Message, detail: Detail) -> Turn:
         limits = MediaLimits(
@@ -284,6 +296,10 @@ def _collect(
         clock.tick()
         tokens.append(token)
         yield token
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens).strip()
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

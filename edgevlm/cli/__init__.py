@@ -1,0 +1,98 @@
+"""The command line. Each noun has its file; this one finds it and turns errors into exits."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgevlm import __version__
+from edgevlm.errors import EdgeVLMError
+
+# The help lines stand here so that `edgevlm --help` imports no command.
+COMMANDS = {
+    "chat": ("edgevlm.cli.chat:chat", "Ask about a picture, or talk."),
+    "model": ("edgevlm.cli.model:model", "List, fetch, check and remove models."),
+    "doctor": ("edgevlm.cli.doctor:doctor", "Say what works on this machine, and what doesn't."),
+}
+
+EPILOG = """\b
+Examples:
+  edgevlm chat "What is in this picture?" --image photo.jpg
+  edgevlm chat                      talk, with /image to show something
+  edgevlm model list
+  edgevlm doctor
+"""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgevlm")
+def cli() -> None:
+    """Vision-language models on your own device."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that the outcome owns."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code, with every error told in two lines."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a terminal that lacks a character shows "?", not a crash
+            reconfigure(errors="replace")
+    try:
+        outcome = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="edgevlm",
+            standalone_mode=False,
+        )
+        return outcome if isinstance(outcome, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except EdgeVLMError as error:
+        return _tell(error, error.message, error.hint, error.exit_code)
+    except BrokenPipeError:
+        # The reader has left (`| head`): nothing more to say, and no second error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        what = f"Unexpected {type(error).__name__}: {error}"
+        return _tell(error, what, "This is a bug: EDGEVLM_DEBUG=1 shows where.", 1)
+
+
+def _tell(error: Exception, what: str, hint: str | None, exit_code: int) -> int:
+    if os.environ.get("EDGEVLM_DEBUG", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"error: {' '.join(what.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {' '.join(hint.split())}", err=True)
+    return exit_code

@@ -79,10 +79,8 @@ class Sampler:
         """Return the next id for logits [n_vocab], which stay untouched."""
         if self._sampling.repetition_penalty != 1.0:
             logits = self._penalised(logits)
-        if self._sampling.temperature == 0:
-            chosen = int(logits.argmax())
-        else:
-            chosen = self._draw(logits)
+        greedy = self._sampling.temperature == 0
+        chosen = int(logits.argmax()) if greedy else self._draw(logits)
         if self._sampling.repetition_penalty != 1.0:
             self._seen.add(chosen)
         return chosen

@@ -1,0 +1,137 @@
+"""`edgevlm chat`: one question, or a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevlm.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from edgevlm.session import Session
+
+EPILOG = """\b
+Examples:
+  edgevlm chat "What is in this picture?" --image photo.jpg
+  edgevlm chat "Which of these is a cat?" --image a.jpg --image b.png
+  edgevlm chat "What does scan.png say?"        a path in the question works too
+  edgevlm chat --image photo.jpg --json
+  cat photo.jpg | edgevlm chat --image - "What is this?"
+  edgevlm chat                                  a conversation; /help lists its commands
+
+\b
+Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
+4 not supported or does not fit here, 130 interrupted.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("prompt", required=False)
+@click.option("-i", "--image", "images", multiple=True, metavar="P", help="Path, https URL, or -.")
+@click.option("-m", "--model", metavar="M", help="Model name, hub id or folder.")
+@click.option("--runtime", metavar="R", help="Runtime; by default chosen for this device.")
+@click.option("--route", type=click.Choice(["local", "auto", "cloud"]), help="Who may answer.")
+@click.option("-s", "--system", metavar="S", help="A system prompt.")
+@click.option("--max-tokens", type=int, metavar="N", help="Longest answer.  [default: 256]")
+@click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0]")
+@click.option("--top-p", type=float, metavar="P", help="Nucleus sampling.")
+@click.option("--top-k", type=int, metavar="K", help="Sample among the K most likely.")
+@click.option("--min-p", type=float, metavar="P", help="Drop tokens below this share of the best.")
+@click.option("--repetition-penalty", type=float, metavar="X", help="Above 1 repeats less.")
+@click.option("--seed", type=int, metavar="N", help="Make sampling repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")
+@click.option("--detail", type=click.Choice(["low", "auto", "high"]), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--tokens", is_flag=True, help="With --json: every token with its logprobs.")
+def chat(
+    prompt: str | None,
+    images: tuple[str, ...],
+    model: str | None,
+    runtime: str | None,
+    route: str | None,
+    system: str | None,
+    as_json: bool,
+    tokens: bool,
+    detail: str,
+    **sampling: Any,
+) -> None:
+    """Ask PROMPT about the images, or talk when there is no PROMPT.
+
+    Without PROMPT and not on a terminal the question is "Describe this image."
+    """
+    options = {name: value for name, value in sampling.items() if value not in (None, ())}
+    if tokens:
+        options["top_logprobs"] = 5
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    talk = prompt is None and on_terminal and not as_json
+    if prompt is None and not images and not talk:
+        raise UsageError("There is no question.", hint="Give a PROMPT, an --image, or both.")
+    question, pictures = _question(prompt, images)
+    _check(pictures, options)
+    with _open(model, runtime, route, system) as session:
+        if talk:
+            from edgevlm.cli.conversation import converse
+
+            converse(session, pictures, options | {"detail": detail})
+        else:
+            _once(session, question, pictures, options | {"detail": detail}, as_json, tokens)
+
+
+def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, list[Any]]:
+    from edgevlm.media import find_image_paths
+
+    pictures: list[Any] = [sys.stdin.buffer.read() if i == "-" else i for i in images]
+    if prompt is None:
+        return None, pictures
+    question, found = find_image_paths(prompt)
+    return question, [*pictures, *found]
+
+
+def _check(pictures: list[Any], options: dict[str, Any]) -> None:
+    """Refuse what can be refused before a model is fetched and loaded."""
+    from edgevlm.engine.sampling import Sampling
+    from edgevlm.media import MediaLimits, load_image
+    from edgevlm.settings import load_settings
+
+    Sampling(**options)
+    settings = load_settings()
+    limits = MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
+    for position, picture in enumerate(pictures):
+        pictures[position] = load_image(picture, limits=limits)
+
+
+def _open(model: str | None, runtime: str | None, route: str | None, system: str | None) -> Session:
+    from edgevlm.cli.progress import progress
+    from edgevlm.session import Session
+
+    def notice(line: str) -> None:
+        click.echo(line, err=True)
+
+    with progress() as shown:
+        return Session(model, runtime, route, system, progress=shown, notice=notice)
+
+
+def _once(
+    session: Session,
+    question: str | None,
+    pictures: list[Any],
+    options: dict[str, Any],
+    as_json: bool,
+    tokens: bool,
+) -> None:
+    from edgevlm.cli.background import read
+
+    stream = session.stream(question, pictures, **options)
+    for token in read(session, stream):
+        if not as_json:
+            click.echo(token.text, nl=False)
+    reply = stream.reply
+    if as_json:
+        click.echo(json.dumps(reply.to_dict(tokens=tokens), ensure_ascii=False))
+    else:
+        click.echo()
+    if reply.finish_reason == "cancelled":
+        raise Interrupted("Stopped.")

@@ -1,0 +1,128 @@
+"""The conversation mode of `edgevlm chat`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgevlm.cli.background import read
+from edgevlm.errors import EdgeVLMError, UsageError
+from edgevlm.media import find_image_paths, load_image
+from edgevlm.messages import Reply
+from edgevlm.session import Session
+
+HELP = """\
+/image PATH    show a picture with the next question (a path in a question works too)
+/model NAME    go on with another model, in a new conversation
+/route R       local, auto or cloud
+/reset         forget the conversation
+/quit          leave (or Ctrl-D); Ctrl-C stops an answer
+"""
+
+
+def converse(session: Session, pictures: list[Any], options: dict[str, Any]) -> None:
+    """Talk until the user leaves. An error or a stopped answer leaves the conversation whole."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  line editing and history for input()
+    click.secho(f"{session.model.name} on {_where(session)}. /help lists commands.", dim=True)
+    talk = _Conversation(session, pictures, options)
+    if pictures:
+        talk.answer("")
+    while talk.open:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            click.echo()
+            break
+        except KeyboardInterrupt:
+            click.echo("\n/quit or Ctrl-D leaves.", err=True)
+            continue
+        if line:
+            _guarded(talk.command if line.startswith("/") else talk.answer, line)
+    talk.close()
+
+
+def _guarded(act: Callable[[str], None], line: str) -> None:
+    try:
+        act(line)
+    except EdgeVLMError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+
+
+def _where(session: Session) -> str:
+    return " and ".join(sorted(set(session.model.runtime.values())))
+
+
+class _Conversation:
+    def __init__(self, session: Session, pictures: list[Any], options: dict[str, Any]) -> None:
+        self._first = self._session = session
+        self._pictures = pictures
+        self._options = options
+        self.open = True
+
+    def answer(self, line: str) -> None:
+        question, found = find_image_paths(line)
+        # Decoded first: a picture that fails must not cost those shown before it.
+        pictures = [*self._pictures, *(load_image(path) for path in found)]
+        stream = self._session.stream(question, pictures, **self._options)
+        self._pictures = []
+        for token in read(self._session, stream):
+            click.echo(token.text, nl=False)
+        click.echo()
+        click.secho(_receipt(stream.reply), dim=True, err=True)
+
+    def command(self, line: str) -> None:
+        name, _, argument = line[1:].partition(" ")
+        act = getattr(self, f"_do_{name}", None)
+        if act is None:
+            raise UsageError(f"There is no command /{name}.", hint="/help lists the commands.")
+        act(argument.strip().strip("'\""))
+
+    def close(self) -> None:
+        if self._session is not self._first:
+            self._session.close()
+
+    def _do_help(self, _: str) -> None:
+        click.echo(HELP, nl=False)
+
+    def _do_image(self, path: str) -> None:
+        if not path:
+            raise UsageError("Which picture?", hint="/image PATH")
+        self._pictures.append(load_image(path))
+        click.secho("Shown with your next question.", dim=True)
+
+    def _do_model(self, name: str) -> None:
+        if not name:
+            click.echo(self._session.model.name)
+            return
+        new = Session(name, route=self._session.route, settings=self._session.settings)
+        self.close()
+        self._session = new
+        click.secho(f"{new.model.name} on {_where(new)}, a new conversation.", dim=True)
+
+    def _do_route(self, route: str) -> None:
+        if route:
+            self._session.set_route(route)
+        click.echo(self._session.route)
+
+    def _do_reset(self, _: str) -> None:
+        self._session.reset()
+        self._pictures = []
+        click.secho("A new conversation.", dim=True)
+
+    def _do_quit(self, _: str) -> None:
+        self.open = False
+
+
+def _receipt(reply: Reply) -> str:
+    times = reply.timings
+    stopped = " · stopped" if reply.finish_reason == "cancelled" else ""
+    return (
+        f"[{reply.route.decision} · first token {times.ttft_ms:.0f} ms"
+        f" · {times.decode_tps:.0f} tokens/s{stopped}]"
+    )
