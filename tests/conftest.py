@@ -1,0 +1,51 @@
+"""What every test stands on: a home folder of its own, and no network but loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+
+import pytest
+
+_STATE = ("EDGEVLM_", "HF_", "HUGGING_FACE_")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty `EDGEVLM_HOME`; no setting of the person who runs the tests gets in."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(_STATE):
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("EDGEVLM_HOME", str(folder))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection of this process that leaves the machine."""
+    connect = socket.socket.connect
+    connect_ex = socket.socket.connect_ex
+
+    def guarded(self: socket.socket, address: object) -> None:
+        _refuse_strangers(self, address)
+        connect(self, address)  # type: ignore[arg-type]
+
+    def guarded_ex(self: socket.socket, address: object) -> int:
+        _refuse_strangers(self, address)
+        return connect_ex(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
+
+
+def _refuse_strangers(sock: socket.socket, address: object) -> None:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    assert isinstance(address, tuple)
+    if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+        raise OSError(f"tests may not connect to {address[0]}")

@@ -1,0 +1,147 @@
+"""Prefix reuse over a context that records what it was asked to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.prefix import PrefixContext
+from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
+from edgevlm.errors import Interrupted
+
+VOCAB, D_MODEL = 16, 4
+
+
+class RecordingContext:
+    """Stands in for a runtime: it keeps the rows it was given, which is all that is asked."""
+
+    def __init__(self) -> None:
+        self.rows: list[object] = []
+        self.computed = 0
+        self.fail = False
+
+    @property
+    def length(self) -> int:
+        return len(self.rows)
+
+    def extend(self, parts: Sequence[np.ndarray], cancel: Cancel) -> np.ndarray:
+        if self.fail:
+            raise Interrupted("Stopped.")
+        new = [row if part.ndim == 1 else tuple(row) for part in parts for row in part.tolist()]
+        self.rows += new
+        self.computed = len(new)
+        return np.zeros(VOCAB, np.float32)
+
+    def truncate(self, length: int) -> None:
+        del self.rows[length:]
+
+    def close(self) -> None:
+        self.rows = []
+
+
+def picture(key: str, tokens: int = 3) -> ImageInput:
+    return ImageInput(np.zeros((1, 3, 2, 2), np.float32), None, (0, 0), tokens, key)
+
+
+def embeddings(prompt: Prompt, i: int) -> np.ndarray:
+    image = prompt.images[i]
+    base = float(sum(image.key.encode()))
+    rows = np.arange(image.n_tokens, dtype=np.float32)[:, None] + base
+    return np.repeat(rows, D_MODEL, axis=1)
+
+
+def prefill(context: PrefixContext, prompt: Prompt) -> tuple[int, list[int]]:
+    """Return (positions kept, images embedded)."""
+    embedded: list[int] = []
+
+    def embed(i: int) -> np.ndarray:
+        embedded.append(i)
+        return embeddings(prompt, i)
+
+    _, kept = context.prefill(prompt, embed, Cancel())
+    return kept, embedded
+
+
+def rows_of(prompt: Prompt) -> list[object]:
+    """What a context holds after the whole prompt, computed afresh."""
+    context = RecordingContext()
+    prefill(PrefixContext(context), prompt)
+    return context.rows
+
+
+@pytest.fixture
+def recording() -> RecordingContext:
+    return RecordingContext()
+
+
+FIRST = Prompt(((1, 2), ImageSlot(0, 0, 3), (3, 4)), (picture("cat"),))
+
+
+def test_a_follow_up_computes_only_its_end(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    context.extend(9, Cancel())
+    longer = Prompt(((1, 2), ImageSlot(0, 0, 3), (3, 4, 9, 5, 6)), FIRST.images)
+    assert context.needs(longer) == set()
+    assert prefill(context, longer) == (8, [])
+    assert recording.computed == 2
+    assert recording.rows == rows_of(longer)
+
+
+def test_the_same_prompt_again_computes_its_last_position(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    assert prefill(context, FIRST) == (6, [])
+    assert recording.computed == 1
+
+
+def test_another_picture_is_never_reused(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    other = Prompt(FIRST.parts, (picture("dog"),))
+    assert context.needs(other) == {0}
+    assert prefill(context, other) == (2, [0])
+    assert recording.rows == rows_of(other)
+
+
+def test_a_changed_system_prompt_reuses_nothing(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    other = Prompt(((7, 2), ImageSlot(0, 0, 3), (3, 4)), FIRST.images)
+    assert prefill(context, other) == (0, [0])
+    assert recording.rows == rows_of(other)
+
+
+def test_a_shorter_prompt_drops_what_followed(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    shorter = Prompt(((1, 2, 8),))
+    assert prefill(context, shorter) == (2, [])
+    assert recording.rows == [1, 2, 8]
+
+
+def test_reuse_may_end_inside_a_picture(recording: RecordingContext) -> None:
+    """Two tiles of one picture, the second laid out elsewhere: its rows differ from there on."""
+    two = picture("cat", 4)
+    context = PrefixContext(recording)
+    prefill(context, Prompt(((1,), ImageSlot(0, 0, 4), (5,)), (two,)))
+    split = Prompt(((1,), ImageSlot(0, 0, 2), (6,), ImageSlot(0, 2, 2), (5,)), (two,))
+    assert prefill(context, split) == (3, [0])
+    assert recording.rows == rows_of(split)
+
+
+def test_an_interrupted_prefill_leaves_no_stale_keys(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    other = Prompt(((1, 9, 9, 9),))
+    recording.fail = True
+    with pytest.raises(Interrupted):
+        prefill(context, other)
+    recording.fail = False
+    assert prefill(context, other) == (1, [])
+    assert recording.rows == rows_of(other)
+    assert prefill(context, FIRST) == (1, [0])
+    assert recording.rows == rows_of(FIRST)
