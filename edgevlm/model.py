@@ -23,11 +23,11 @@ from edgevlm.engine.contract import (
     VisionEncoder,
 )
 from edgevlm.engine.prompt import ImageInput
-from edgevlm.errors import ModelCorrupt, ModelError, NoSpace
+from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
 from edgevlm.families import load_family
 from edgevlm.families.base import Family
 from edgevlm.models.store import Store
-from edgevlm.runtimes import choose_runtime
+from edgevlm.devices.placement import choose_runtime
 from edgevlm.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -133,31 +133,22 @@ def load_model(
     settings = settings or load_settings()
     name = name or settings.model
     runtime = runtime or settings.runtime
-    notice = notice or _log.warning
-    store = Store(settings)
-    started = time.perf_counter()
     if name != "auto":
-        files = store.resolve(name, runtime=choose_runtime(runtime).name, progress=progress)
-    else:
-        files = _first_to_be_had(store, choose_runtime(runtime).name, progress, notice)
-    return _load(files, runtime, settings, started)
-
-
-def _first_to_be_had(
-    store: Store, runtime: str, progress: Progress | None, notice: Notice
-) -> ModelFiles:
+        return _load(name, runtime, settings, progress)
     try:
-        return store.resolve(DEFAULT, runtime=runtime, progress=progress)
-    except (ModelError, NoSpace) as error:
-        files = store.resolve(BUILT_IN, runtime=runtime, progress=progress)
+        return _load(DEFAULT, runtime, settings, progress)
+    except (ModelError, DeviceError) as error:
+        model = _load(BUILT_IN, runtime, settings, progress)
         reason = error.message.rstrip(".")
-        notice(f"Using {BUILT_IN}, the small built-in model: {reason}.")
-        return files
+        (notice or _log.warning)(f"Using {BUILT_IN}, the small built-in model: {reason}.")
+        return model
 
 
-def _load(files: ModelFiles, runtime: str, settings: Settings, started: float) -> Model:
-    family = load_family(files.folder)
+def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
     chosen = choose_runtime(runtime)
+    files = Store(settings).resolve(name, runtime=chosen.name, progress=progress)
+    started = time.perf_counter()
+    family = load_family(files.folder)
     options = LoadOptions(
         threads=settings.threads or compute_threads(), context_length=settings.context_length
     )

@@ -1,0 +1,174 @@
+"""What `edgevlm doctor` looks at: each look is a function that yields findings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgevlm import __version__
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.prefix import PrefixContext
+from edgevlm.engine.sampling import log_normalizer
+from edgevlm.errors import EdgeVLMError
+from edgevlm.families.base import Turn
+from edgevlm.model import Model, load_model
+from edgevlm.models.store import Store
+from edgevlm.runtimes import get_runtime, installed_runtimes
+from edgevlm.settings import Settings
+
+Status = Literal["ok", "note", "fail"]
+PACKAGES = ("onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "jinja2", "pip")
+HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fail` is a thing to mend; `note` is one to know."""
+
+    area: str
+    name: str
+    status: Status
+    detail: str
+    hint: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything, quickest first; only the hub check leaves the machine."""
+    yield from installed()
+    yield from device(settings)
+    yield from runtimes()
+    yield from state(settings)
+    yield from hub(settings)
+    yield from models(settings)
+
+
+def installed() -> Iterator[Finding]:
+    yield Finding("install", "edgevlm", "ok", __version__)
+    yield Finding("install", "python", "ok", f"{platform.python_version()}, {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            yield Finding("install", package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("install", package, "fail", "missing", f"pip install {package}")
+
+
+def device(settings: Settings) -> Iterator[Finding]:
+    from edgevlm.devices.threads import compute_threads
+
+    threads = settings.threads or compute_threads()
+    yield Finding("device", "processor", "ok", f"{platform.machine()}, {threads} compute threads")
+
+
+def runtimes() -> Iterator[Finding]:
+    for name in installed_runtimes():
+        try:
+            reason = get_runtime(name).unavailable()
+        except EdgeVLMError as error:
+            yield Finding("runtime", name, "note", error.message, error.hint)
+            continue
+        yield Finding("runtime", name, "note" if reason else "ok", reason or "can run")
+
+
+def state(settings: Settings) -> Iterator[Finding]:
+    folder = settings.home
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        yield Finding(
+            "state", "home", "fail", f"{settings.home} can't be written", "Set EDGEVLM_HOME."
+        )
+        return
+    free = shutil.disk_usage(folder).free / 1e9
+    yield Finding("state", "home", "ok", f"{settings.home}, {free:.1f} GB free")
+    for name in ("model", "runtime", "route"):
+        yield Finding("state", name, "ok", getattr(settings, name))
+
+
+def hub(settings: Settings) -> Iterator[Finding]:
+    if settings.offline:
+        yield Finding("network", "hub", "note", "not asked: EDGEVLM_OFFLINE is set")
+        return
+    import httpx
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        httpx.head(endpoint, timeout=HUB_TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        yield Finding(
+            "network",
+            "hub",
+            "note",
+            f"{endpoint} can't be reached ({type(error).__name__})",
+            "Installed models and the built-in one work without it.",
+        )
+    else:
+        yield Finding("network", "hub", "ok", f"{endpoint} answers")
+
+
+def models(settings: Settings) -> Iterator[Finding]:
+    names = [entry.name for entry in Store(settings).list()]
+    if not names:
+        yield Finding("model", "none", "note", "no model is installed", "The first chat gets one.")
+    for name in names:
+        yield from model(name, settings)
+
+
+def model(name: str, settings: Settings) -> Iterator[Finding]:
+    """Load a model and check that its parts belong together."""
+    try:
+        with load_model(name, settings=settings) as loaded:
+            yield Finding("model", name, "ok", f"{loaded.runtime}, {loaded.quantization}")
+            yield from put_together(loaded)
+    except EdgeVLMError as error:
+        yield Finding("model", name, "fail", error.message, error.hint)
+
+
+def put_together(model: Model) -> Iterator[Finding]:
+    """Template, picture size, token counts, vocabulary and one forward pass of a loaded model."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    image = model.family.preprocess(picture)
+    prompt = model.family.render([Turn("user", (image, "What is this?"))])
+    yield Finding("model", model.name, "ok", f"its template lays out {prompt.length} tokens")
+    if prompt.image_tokens != image.n_tokens:
+        yield Finding(
+            "model",
+            model.name,
+            "fail",
+            f"the prompt has {prompt.image_tokens} image tokens, the processor {image.n_tokens}",
+            "Its processor files do not belong to its template.",
+        )
+        return
+    # `embed` refuses embeddings that are not [n_tokens, d_model].
+    embeddings = model.embed(image, Cancel())
+    yield Finding(
+        "model",
+        model.name,
+        "ok",
+        f"a picture of {image.pixel_values.shape[2:]} px tiles is {len(embeddings)} embeddings,"
+        " as many as the prompt has slots",
+    )
+    context = PrefixContext(model.language.new_context())
+    try:
+        logits, _ = context.prefill(prompt, lambda _: embeddings, Cancel())
+        log_normalizer(logits)  # raises where they are not finite
+    finally:
+        context.close()
+    words = model.family.tokenizer.get_vocab_size()
+    if logits.size < words:
+        yield Finding(
+            "model",
+            model.name,
+            "fail",
+            f"{logits.size} logits for a tokenizer of {words} tokens",
+            "The tokenizer does not belong to the decoder.",
+        )
+    else:
+        yield Finding("model", model.name, "ok", f"{logits.size} finite logits")
