@@ -1,0 +1,121 @@
+"""The tensors of a Hugging Face folder, and a decoder's weights read from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import ModelCorrupt
+from edgevlm.models.onnx_export.config import ModelConfig
+from edgevlm.models.onnx_export.decoder import rotary_tables
+from edgevlm.models.onnx_export.graph import Graph
+from edgevlm.models.onnx_export.linear import linear
+from edgevlm.models.safetensors import SafetensorsFile
+
+INDEX_NAME = "model.safetensors.index.json"
+GROUPS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+class Checkpoint:
+    """All tensors of a folder by name, in one safetensors file or several."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = [SafetensorsFile(path) for path in _shards(folder)]
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in file for file in self._files)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """One tensor as float32. Raises ModelCorrupt where it is missing or shaped otherwise."""
+        for file in self._files:
+            if name in file:
+                array = file.read(name)
+                if array.shape != shape:
+                    raise ModelCorrupt(
+                        f"{name} has the shape {array.shape}, config.json says {shape}."
+                    )
+                return np.ascontiguousarray(array, dtype=np.float32)
+        raise ModelCorrupt(f"{self.folder} has no tensor {name}.")
+
+
+def _shards(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    try:
+        weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelCorrupt(f"{folder} has no safetensors weights.") from error
+    if any(Path(name).name != name for name in names):
+        raise ModelCorrupt(f"{folder}/{INDEX_NAME} names files outside its folder.")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelCorrupt(f"{folder} lacks {missing[0]}.")
+    return [folder / name for name in names]
+
+
+class CheckpointDecoder:
+    """Implements `DecoderWeights` for a checkpoint, at 32, 8 or 4 bits.
+
+    Below 8 bits the output head stays at 8, which costs little and decides the tokens.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, bits: int) -> None:
+        self._checkpoint, self._bits = checkpoint, bits
+        self._tied, self._text = config.tie_word_embeddings, config.text
+        text = config.text
+        self._shapes = {
+            "self_attn.q_proj": (text.n_heads * text.head_dim, text.hidden_size),
+            "self_attn.k_proj": (text.n_kv_heads * text.head_dim, text.hidden_size),
+            "self_attn.v_proj": (text.n_kv_heads * text.head_dim, text.hidden_size),
+            "self_attn.o_proj": (text.hidden_size, text.n_heads * text.head_dim),
+            "mlp.gate_proj": (text.intermediate_size, text.hidden_size),
+            "mlp.up_proj": (text.intermediate_size, text.hidden_size),
+            "mlp.down_proj": (text.hidden_size, text.intermediate_size),
+        }
+
+    def embeddings(self) -> NDArray[np.float32]:
+        shape = (self._text.vocab_size, self._text.hidden_size)
+        return self._checkpoint.read("model.text_model.embed_tokens.weight", shape)
+
+    def norm(self, graph: Graph, name: str) -> str:
+        tensor = f"model.text_model.{name}.weight"
+        return graph.weight(
+            f"{name}.weight", self._checkpoint.read(tensor, (self._text.hidden_size,))
+        )
+
+    def project(self, graph: Graph, x: str, layer: int, group: str) -> str:
+        prefix = f"model.text_model.layers.{layer}"
+        weights, biases = [], []
+        for part in GROUPS[group]:
+            shape = self._shapes[part]
+            weights.append(self._checkpoint.read(f"{prefix}.{part}.weight", shape))
+            if f"{prefix}.{part}.bias" in self._checkpoint:
+                biases.append(self._checkpoint.read(f"{prefix}.{part}.bias", shape[:1]))
+        if biases and len(biases) != len(weights):
+            raise ModelCorrupt(f"{prefix} has a bias for some parts of {group} and not for others.")
+        bias = np.concatenate(biases) if biases else None
+        name = f"layers.{layer}.{group}"
+        return linear(graph, x, name, np.concatenate(weights), bias, self._bits)
+
+    def logits(self, graph: Graph, x: str) -> str:
+        head = "lm_head.weight"
+        if self._tied or head not in self._checkpoint:
+            weight = self.embeddings()
+        else:
+            weight = self._checkpoint.read(head, (self._text.vocab_size, self._text.hidden_size))
+        return linear(graph, x, "lm_head", weight, bits=max(self._bits, 8))
+
+    def rotary(self, graph: Graph) -> tuple[str, str]:
+        cos, sin = rotary_tables(self._text)
+        return graph.weight("rotary.cos", cos), graph.weight("rotary.sin", sin)

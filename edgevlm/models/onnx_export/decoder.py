@@ -1,0 +1,114 @@
+"""The Llama decoder of SmolVLM as an ONNX graph.
+
+`attention="plain"` uses standard operators only. `attention="gqa"` uses ONNX
+Runtime's fused ones: GroupQueryAttention applies the rotary embedding, the causal
+mask and the KV cache, and takes one preallocated buffer as past and present.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.models.onnx_export.config import TextConfig
+from edgevlm.models.onnx_export.graph import Graph, Shape
+from edgevlm.models.onnx_export.operators import FusedOperators, Operators, StandardOperators
+
+Attention = Literal["plain", "gqa"]
+
+
+class DecoderWeights(Protocol):
+    """Where a decoder's weights come from and how its products are computed."""
+
+    def norm(self, graph: Graph, name: str) -> str:
+        """The initializer float32 [hidden] of the norm `name`."""
+
+    def project(self, graph: Graph, x: str, layer: int, group: str) -> str:
+        """The product of `x` with the group `qkv`, `o`, `gate_up` or `down` of a layer.
+
+        The parts of a group lie one after the other in the output features.
+        """
+
+    def logits(self, graph: Graph, x: str) -> str: ...
+
+    def rotary(self, graph: Graph) -> tuple[str, str]:
+        """Initializers of cos and sin, float32 [max_length, head_dim / 2]."""
+
+
+def rotary_tables(config: TextConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin float32 [max_length, head_dim / 2] (RoFormer, arXiv:2104.09864).
+
+    Computed in float32 step by step as transformers does, so that logits agree.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(config.rope_theta), exponents)
+    angles = np.arange(config.max_length, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def decoder_graph(
+    config: TextConfig,
+    weights: DecoderWeights,
+    *,
+    attention: Attention,
+    last_logits_only: bool,
+) -> tuple[Graph, dict[str, str]]:
+    """Build the merged decoder; returns the graph and its metadata for the runtime.
+
+    `inputs_embeds` float32 [B, S, D], `attention_mask` int64 [B, T] with T = past + S,
+    `position_ids` int64 [B, S], past and present float32 [B, kv, length, head_dim]:
+    `logits` float32 [B, S, V], or [B, 1, V] with `last_logits_only`. With "gqa"
+    several sequences are padded on the right and prefilled from an empty past.
+    """
+    graph = Graph("decoder_model_merged")
+    x = graph.input("inputs_embeds", np.float32, ["batch", "sequence", config.hidden_size])
+    graph.input("attention_mask", np.int64, ["batch", "total"])
+    graph.input("position_ids", np.int64, ["batch", "sequence"])
+    for layer in range(config.n_layers):
+        for part in ("key", "value"):
+            shape: Shape = ["batch", config.n_kv_heads, "past", config.head_dim]
+            graph.input(f"past_key_values.{layer}.{part}", np.float32, shape)
+    dialect = FusedOperators if attention == "gqa" else StandardOperators
+    operators = dialect(graph, config, *weights.rotary(graph))
+    logits = _layers(graph, x, config, weights, operators, last_logits_only)
+    rows: int | str = 1 if last_logits_only else "sequence"
+    graph.output(logits, "logits", np.float32, ["batch", rows, config.vocab_size])
+    for layer in range(config.n_layers):
+        for part in ("key", "value"):
+            name = f"present.{layer}.{part}"
+            shape = ["batch", config.n_kv_heads, "total", config.head_dim]
+            graph.output(name, name, np.float32, shape)
+    return graph, {
+        "edgevlm.attention": attention,
+        "edgevlm.shared_kv": "1" if attention == "gqa" else "0",
+        "edgevlm.max_length": str(config.max_length),
+        "edgevlm.logits": "last" if last_logits_only else "all",
+    }
+
+
+def _layers(
+    graph: Graph,
+    x: str,
+    config: TextConfig,
+    weights: DecoderWeights,
+    operators: Operators,
+    last_logits_only: bool,
+) -> str:
+    skip: str | None = None
+    for layer in range(config.n_layers):
+        with graph.scope(f"layers.{layer}"):
+            y, x = operators.norm(x, skip, weights.norm(graph, f"layers.{layer}.input_layernorm"))
+            y = operators.attend(weights.project(graph, y, layer, "qkv"), layer)
+            skip = weights.project(graph, y, layer, "o")
+            norm = weights.norm(graph, f"layers.{layer}.post_attention_layernorm")
+            y, x = operators.norm(x, skip, norm)
+            y = operators.gate(weights.project(graph, y, layer, "gate_up"))
+            skip = weights.project(graph, y, layer, "down")
+    if last_logits_only:
+        last = graph.constant([-1])
+        x = graph.node("Gather", x, last, axis=1)
+        skip = skip and graph.node("Gather", skip, last, axis=1)
+    y, _ = operators.norm(x, skip, weights.norm(graph, "norm"))
+    return weights.logits(graph, y)

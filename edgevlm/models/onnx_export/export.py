@@ -1,0 +1,75 @@
+"""A Hugging Face folder of a SmolVLM or Idefics3 model to the three-file ONNX layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from edgevlm.errors import UsageError
+from edgevlm.models.onnx_export.checkpoint import Checkpoint, CheckpointDecoder
+from edgevlm.models.onnx_export.config import read_config
+from edgevlm.models.onnx_export.decoder import Attention, decoder_graph
+from edgevlm.models.onnx_export.graph import Graph, Shape
+from edgevlm.models.onnx_export.linear import embedding
+from edgevlm.models.onnx_export.vision import vision_graph
+
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+BITS = {"decoder": (32, 8, 4), "vision": (32, 16, 8)}
+
+
+def export_onnx(
+    source: Path,
+    target: Path,
+    *,
+    attention: Attention = "gqa",
+    decoder_bits: int = 32,
+    vision_bits: int = 32,
+    last_logits_only: bool = True,
+) -> None:
+    """Write `target/onnx/{vision_encoder,embed_tokens,decoder_model_merged}.onnx`
+    and copy the configuration and tokenizer files of `source`.
+
+    `decoder_bits` 32, 8 or 4 and `vision_bits` 32, 16 or 8 are the widths of the
+    weights. Raises ModelCorrupt, NotSupported, and UsageError for other widths.
+    """
+    for part, bits in (("decoder", decoder_bits), ("vision", vision_bits)):
+        if bits not in BITS[part]:
+            raise UsageError(f"A {part} can't be written at {bits} bits: choose from {BITS[part]}.")
+    config = read_config(source)
+    checkpoint = Checkpoint(source)
+    onnx = target / "onnx"
+    onnx.mkdir(parents=True, exist_ok=True)
+    decoder = CheckpointDecoder(checkpoint, config, decoder_bits)
+    graph, metadata = decoder_graph(
+        config.text, decoder, attention=attention, last_logits_only=last_logits_only
+    )
+    metadata["edgevlm.bits"] = str(decoder_bits)
+    graph.save(onnx / "decoder_model_merged.onnx", metadata)
+    graph = Graph("embed_tokens")
+    ids = graph.input("input_ids", np.int64, ["batch", "sequence"])
+    shape: Shape = ["batch", "sequence", config.text.hidden_size]
+    graph.output(
+        embedding(graph, ids, "embed_tokens", decoder.embeddings(), decoder_bits),
+        "inputs_embeds",
+        np.float32,
+        shape,
+    )
+    graph.save(onnx / "embed_tokens.onnx", {"edgevlm.bits": str(max(decoder_bits, 8))})
+    graph, metadata = vision_graph(config.vision, checkpoint, config.text.hidden_size, vision_bits)
+    graph.save(onnx / "vision_encoder.onnx", metadata)
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
