@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgevlm.devices.placement import choose_runtime
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import (
@@ -27,7 +28,6 @@ from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
 from edgevlm.families import load_family
 from edgevlm.families.base import Family
 from edgevlm.models.store import Store
-from edgevlm.devices.placement import choose_runtime
 from edgevlm.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -49,3 +49,23 @@ def _refuse_strangers(sock: socket.socket, address: object) -> None:
     assert isinstance(address, tuple)
     if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
         raise OSError(f"tests may not connect to {address[0]}")
+
+
+@pytest.fixture(scope="session")
+def smolvlm_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random-weight SmolVLM as transformers saves it, fp32."""
+    from smolvlm_factory import make_random_model
+
+    folder = tmp_path_factory.mktemp("smolvlm-source")
+    make_random_model(folder, seed=0, variant="smolvlm")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smolvlm(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in the three-file ONNX layout, fp32."""
+    from edgevlm.models.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("smolvlm-onnx")
+    export_onnx(smolvlm_source, folder, decoder_bits=32, vision_bits=32)
+    return folder
