@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import AddedToken as Added
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 Variant = Literal["smolvlm", "idefics3"]
 
