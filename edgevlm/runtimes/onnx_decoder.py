@@ -1,0 +1,171 @@
+"""Token embeddings and decoder of the three-file layout: `LanguageModel` and its contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import Embeddings, Ids, LoadOptions, Logits, ModelFiles
+from edgevlm.errors import PromptTooLong, RuntimeFailed
+from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
+from edgevlm.runtimes.onnx_layout import (
+    cache_layout,
+    check_ports,
+    context_length,
+    shared_buffer_label,
+)
+from edgevlm.runtimes.onnx_session import (
+    Array,
+    Session,
+    as_array,
+    refusal,
+    require_role,
+    to_ort,
+)
+
+# Positions of a prompt run at once: they bound the memory of activations and logits.
+_CHUNK = 512
+
+
+class OnnxLanguageModel:
+    """`embed_tokens` and `decoder` of a model; its contexts share the weights."""
+
+    runtime = "onnx"
+
+    def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
+        # Looking up a row leaves nothing to share out among threads.
+        self._embed_tokens = Session(require_role(files, "embed_tokens"), threads=1)
+        self._decoder = Session(require_role(files, "decoder"), threads=options.threads)
+        check_ports(self._embed_tokens, self._decoder)
+        self._layout = cache_layout(self._decoder)
+        self.context_length = context_length(files, options)
+        mask = self._decoder.inputs["attention_mask"]
+        self._ones = np.ones((1, self.context_length), mask.dtype)
+        self._shared = shared_buffer_label(self._decoder)
+        self.n_vocab, self.d_model = self._try_out()
+
+    def new_context(self) -> OnnxContext:
+        return OnnxContext(self, self._new_cache())
+
+    def close(self) -> None:
+        self._embed_tokens.close()
+        self._decoder.close()
+
+    def embed(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Array:
+        """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
+        rows = [self._look_up(part, cancel) if part.ndim == 1 else part for part in parts]
+        dtype = self._decoder.inputs["inputs_embeds"].dtype
+        return np.concatenate(rows, dtype=dtype, casting="same_kind")
+
+    def run(self, cache: KvCache, embeddings: Array, length: int, cancel: Cancel) -> Logits:
+        """Put `embeddings` [n, d_model] after `length` positions; the last one's logits."""
+        total = length + len(embeddings)
+        feeds = {"inputs_embeds": embeddings[None], "attention_mask": self._ones[:, :total]}
+        inputs = self._decoder.inputs
+        if "position_ids" in inputs:
+            positions = np.arange(length, total, dtype=inputs["position_ids"].dtype)
+            feeds["position_ids"] = positions[None]
+        if "num_logits_to_keep" in inputs:
+            feeds["num_logits_to_keep"] = np.array(1, inputs["num_logits_to_keep"].dtype)
+        # A copy: the row alone, where the graph's own array may hold one a position.
+        logits: Logits = cache.run(feeds, length, total, cancel)[0, -1].astype(np.float32)
+        return logits
+
+    def _look_up(self, ids: Array, cancel: Cancel) -> Array:
+        # A session call takes 4 us for a row: a table of our own would save nothing.
+        (port,) = self._embed_tokens.inputs.values()
+        feeds = {port.name: to_ort(ids[None].astype(port.dtype, copy=False))}
+        (found,) = self._embed_tokens.run(list(self._embed_tokens.outputs), feeds, cancel)
+        return as_array(found).reshape(len(ids), -1)
+
+    def _new_cache(self) -> KvCache:
+        if self._shared:
+            return SharedCache(self._decoder, self._layout, self.context_length)
+        return ChainedCache(self._decoder, self._layout)
+
+    def _try_out(self) -> tuple[int, int]:
+        """Run some tokens: (n_vocab, d_model) as they are, whatever the graphs declare.
+
+        What declarations can't show comes out here rather than in a conversation: parts
+        that don't belong together, and whether an unlabelled graph may write in place.
+        """
+        cancel = Cancel()
+        count = min(3, self.context_length)
+        try:
+            embeddings = self.embed([np.zeros(count, np.int64)], cancel)
+            chained = self._last_logits(ChainedCache(self._decoder, self._layout), embeddings)
+        except RuntimeFailed as error:
+            raise refusal(self._decoder.path, f"a first run fails ({error.message})") from error
+        if self._shared is None:
+            self._shared = self._agrees_in_place(embeddings, chained)
+        return len(chained), embeddings.shape[1]
+
+    def _agrees_in_place(self, embeddings: Array, expected: Logits) -> bool:
+        cache = SharedCache(self._decoder, self._layout, self.context_length)
+        try:
+            return np.allclose(self._last_logits(cache, embeddings), expected, rtol=1e-2, atol=1e-2)
+        except RuntimeFailed:
+            return False
+
+    def _last_logits(self, cache: KvCache, embeddings: Array) -> Logits:
+        """Logits after all of them, the last one run on top of the others."""
+        cancel = Cancel()
+        self.run(cache, embeddings[:-1], 0, cancel)
+        return self.run(cache, embeddings[-1:], len(embeddings) - 1, cancel)
+
+
+class OnnxContext:
+    """One sequence on a model. `length` counts the positions that count."""
+
+    def __init__(self, model: OnnxLanguageModel, cache: KvCache) -> None:
+        self.length = 0
+        self._model = model
+        self._cache: KvCache | None = cache
+
+    def extend(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Logits:
+        """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
+
+        Returns logits float32 [n_vocab] of the last position, owned by the caller.
+        Raises PromptTooLong, Interrupted, RuntimeFailed, ValueError for nothing to
+        append; after each of them the context is as it was.
+        """
+        cache = self._opened()
+        count = sum(len(part) for part in parts)
+        if not count:
+            raise ValueError("nothing to append")
+        limit = self._model.context_length
+        if self.length + count > limit:
+            raise PromptTooLong(
+                f"The conversation needs {self.length + count} tokens, the context holds {limit}.",
+                hint="Ask for less at once, use fewer pictures, or start a new conversation.",
+            )
+        try:
+            logits = self._run_in_chunks(cache, self._model.embed(parts, cancel), cancel)
+        except BaseException:
+            cache.truncate(self.length)
+            raise
+        self.length += count
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; the rest stays exact."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"can't cut {self.length} positions to {length}")
+        self._opened().truncate(length)
+        self.length = length
+
+    def close(self) -> None:
+        self._cache = None
+
+    def _run_in_chunks(self, cache: KvCache, embeddings: Array, cancel: Cancel) -> Logits:
+        *firsts, last = range(0, len(embeddings), _CHUNK)
+        for start in firsts:
+            self._model.run(cache, embeddings[start : start + _CHUNK], self.length + start, cancel)
+        return self._model.run(cache, embeddings[last:], self.length + last, cancel)
+
+    def _opened(self) -> KvCache:
+        if self._cache is None:
+            raise RuntimeFailed("The context was closed.", hint="Open a new one.")
+        return self._cache

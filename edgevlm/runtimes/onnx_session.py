@@ -1,0 +1,221 @@
+"""One ONNX Runtime session: opened without noise, run under a cancel, its errors made ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import ModelFiles
+from edgevlm.errors import DoesNotFit, Interrupted, ModelCorrupt, NotSupported, RuntimeFailed
+
+Array: TypeAlias = NDArray[Any]
+# The package has no type information: an `onnxruntime.OrtValue`.
+OrtValue: TypeAlias = Any
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a graph. A dimension that varies is None."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Session:
+    """A loaded graph. Runs from several threads at once are safe, `close` during one is not.
+
+    Raises ModelCorrupt, NotSupported or DoesNotFit when the file can't be loaded.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        with _loading(path):
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), _session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        self.inputs = {node.name: _port(node, path) for node in self._session.get_inputs()}
+        self.outputs = {node.name: _port(node, path) for node in self._session.get_outputs()}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the exporter wrote into the model's `metadata_props`."""
+        return dict(self._opened().get_modelmeta().custom_metadata_map)
+
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, OrtValue], cancel: Cancel
+    ) -> list[OrtValue]:
+        """Compute `outputs`. Raises Interrupted, RuntimeFailed."""
+        with self._running(cancel) as options:
+            values: list[OrtValue] = self._opened().run_with_ort_values(outputs, feeds, options)
+        return values
+
+    def new_binding(self) -> Any:
+        """An `onnxruntime.IOBinding`: inputs and outputs that stay bound between runs."""
+        return self._opened().io_binding()
+
+    def run_bound(self, binding: Any, cancel: Cancel) -> None:
+        """Run with what is bound. Raises Interrupted, RuntimeFailed."""
+        with self._running(cancel) as options:
+            self._opened().run_with_iobinding(binding, options)
+
+    def close(self) -> None:
+        """Drop the weights; they go when no context holds a binding any more."""
+        self._session = None
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise RuntimeFailed("The model was closed.", hint="Load it again.")
+        return self._session
+
+    @contextmanager
+    def _running(self, cancel: Cancel) -> Iterator[Any]:
+        # One for each run, as its terminate flag would end later runs too. It costs 0.5 us.
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+
+        def terminate() -> None:
+            options.terminate = True
+
+        cancel.check()
+        try:
+            with cancel.calling(terminate):
+                yield options
+        except RuntimeFailed:
+            raise
+        # ONNX Runtime raises bare RuntimeError too, beside a dozen types of its own.
+        except Exception as error:
+            if cancel.is_set:
+                raise Interrupted("Stopped.") from error
+            raise _run_failure(self.path, error) from error
+
+
+def require_role(files: ModelFiles, role: str) -> Path:
+    """The file that plays `role`. Raises ModelCorrupt where there is none."""
+    path = files.roles.get(role)
+    if path is None:
+        raise ModelCorrupt(
+            f"{files.name} has no {role} for ONNX Runtime.",
+            hint="A model for this runtime has vision_encoder, embed_tokens and decoder files.",
+        )
+    return path
+
+
+def to_ort(array: Array) -> OrtValue:
+    """An OrtValue over the array's own memory, which it keeps alive."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def as_array(value: OrtValue) -> Array:
+    """The value's own memory as an array, which keeps it alive."""
+    array: Array = value.numpy()
+    return array
+
+
+def refusal(path: Path, what: str) -> ModelCorrupt:
+    """The error for a graph that contradicts itself, the model's files or its layout."""
+    return ModelCorrupt(
+        f"{path.name} is not what it should be: {what}.",
+        hint="Export it again in the three-file layout, or fetch the model anew.",
+    )
+
+
+def _session_options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A decoding step is hundreds of operators of some microseconds: waking a sleeping
+    # worker for each costs more than its share of work. Spinning within a run and never
+    # between runs decoded at 220 tok/s, spinning always 199, never 148 (135M at 4 bits,
+    # 2 threads), and the cores are free while a caller reads or samples.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _port(node: Any, path: Path) -> Port:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise NotSupported(
+            f"{path.name} takes or gives {node.name!r} as {node.type}, which is not supported.",
+            hint="Use an export in float32 or float16.",
+        )
+    shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in node.shape)
+    return Port(node.name, np.dtype(dtype), shape)
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    if not path.is_file():
+        raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
+    try:
+        yield
+    except Exception as error:
+        raise _load_failure(path, error) from error
+
+
+_TOO_NEW = (
+    "Unsupported model IR version",
+    "is under development",
+    "No Op registered",
+    "NOT_IMPLEMENTED",
+)
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate", "failed to allocate")
+
+
+def _load_failure(path: Path, error: Exception) -> ModelCorrupt | NotSupported | DoesNotFit:
+    text = str(error)
+    if isinstance(error, MemoryError) or any(mark in text for mark in _NO_MEMORY):
+        return DoesNotFit(
+            f"Not enough memory to load {path.name}.", hint="Use a smaller model, or close others."
+        )
+    if any(mark in text for mark in _TOO_NEW):
+        return NotSupported(
+            f"ONNX Runtime {onnxruntime.__version__} can't run {path.name}: {_one_line(text)}.",
+            hint="Update it: pip install --upgrade onnxruntime",
+        )
+    return ModelCorrupt(
+        f"{path.name} is broken or incomplete: {_one_line(text)}.",
+        hint="Fetch the model again; beside the file must lie the weights that it names.",
+    )
+
+
+def _run_failure(path: Path, error: Exception) -> RuntimeFailed:
+    text = str(error)
+    if isinstance(error, MemoryError) or any(mark in text for mark in _NO_MEMORY):
+        return RuntimeFailed(
+            f"ONNX Runtime ran out of memory in {path.name}.",
+            hint="Use a smaller model, a shorter conversation or pictures of fewer tiles.",
+        )
+    return RuntimeFailed(
+        f"ONNX Runtime failed in {path.name}: {_one_line(text)}.",
+        hint="Verify the model's files; if they are whole, please report this.",
+    )
+
+
+def _one_line(text: str) -> str:
+    """ONNX Runtime's reason without its codes, its C++ signatures and our paths."""
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.strip().splitlines()[0])
+    line = re.sub(r"^Load model from .*? failed:", "", line)
+    line = re.sub(r"\S+\.(?:cc|h):\d+ .*\)(?= )", "", line)
+    return line.strip().rstrip(".")[:200]
