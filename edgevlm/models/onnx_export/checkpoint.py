@@ -9,18 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelCorrupt
+from edgevlm.models.llama import GROUPS, rotary_tables
 from edgevlm.models.onnx_export.config import ModelConfig
-from edgevlm.models.onnx_export.decoder import rotary_tables
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import linear
 from edgevlm.models.safetensors import SafetensorsFile
 
 INDEX_NAME = "model.safetensors.index.json"
-GROUPS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
+PARTS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
 }
 
 
@@ -73,16 +76,6 @@ class CheckpointDecoder:
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, bits: int) -> None:
         self._checkpoint, self._bits = checkpoint, bits
         self._tied, self._text = config.tie_word_embeddings, config.text
-        text = config.text
-        self._shapes = {
-            "self_attn.q_proj": (text.n_heads * text.head_dim, text.hidden_size),
-            "self_attn.k_proj": (text.n_kv_heads * text.head_dim, text.hidden_size),
-            "self_attn.v_proj": (text.n_kv_heads * text.head_dim, text.hidden_size),
-            "self_attn.o_proj": (text.hidden_size, text.n_heads * text.head_dim),
-            "mlp.gate_proj": (text.intermediate_size, text.hidden_size),
-            "mlp.up_proj": (text.intermediate_size, text.hidden_size),
-            "mlp.down_proj": (text.hidden_size, text.intermediate_size),
-        }
 
     def embeddings(self) -> NDArray[np.float32]:
         shape = (self._text.vocab_size, self._text.hidden_size)
@@ -96,12 +89,13 @@ class CheckpointDecoder:
 
     def project(self, graph: Graph, x: str, layer: int, group: str) -> str:
         prefix = f"model.text_model.layers.{layer}"
+        in_features, _ = self._text.group_size(group)
         weights, biases = [], []
         for part in GROUPS[group]:
-            shape = self._shapes[part]
-            weights.append(self._checkpoint.read(f"{prefix}.{part}.weight", shape))
-            if f"{prefix}.{part}.bias" in self._checkpoint:
-                biases.append(self._checkpoint.read(f"{prefix}.{part}.bias", shape[:1]))
+            name, n = f"{prefix}.{PARTS[part]}", self._text.part_size(part)
+            weights.append(self._checkpoint.read(f"{name}.weight", (n, in_features)))
+            if f"{name}.bias" in self._checkpoint:
+                biases.append(self._checkpoint.read(f"{name}.bias", (n,)))
         if biases and len(biases) != len(weights):
             raise ModelCorrupt(f"{prefix} has a bias for some parts of {group} and not for others.")
         bias = np.concatenate(biases) if biases else None

@@ -9,24 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import ModelCorrupt, NotSupported
+from edgevlm.models.llama import LlamaShape
 
 MODEL_TYPES = ("smolvlm", "idefics3")
-
-
-@dataclass(frozen=True, slots=True)
-class TextConfig:
-    """A Llama decoder. Defaults are those of transformers' `Idefics3Config` and `LlamaConfig`."""
-
-    hidden_size: int
-    intermediate_size: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_length: int
-    rms_norm_eps: float
-    rope_theta: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    text: TextConfig
+    text: LlamaShape
     vision: VisionConfig
     tie_word_embeddings: bool
 
@@ -73,14 +58,15 @@ def read_config(folder: Path) -> ModelConfig:
         raise ModelCorrupt(f"{folder}/config.json lacks a part: {error}.") from error
 
 
-def _text_config(raw: Mapping[str, Any]) -> TextConfig:
+def _text_config(raw: Mapping[str, Any]) -> LlamaShape:
+    # Defaults are those of transformers' `Idefics3Config` and `LlamaConfig`.
     _require(raw.get("model_type", "llama"), ("llama",), "decoder type")
     _require(raw.get("hidden_act", "silu"), ("silu",), "decoder activation")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     _require(rope.get("rope_type", rope.get("type", "default")), ("default",), "rotary embedding")
     hidden_size = int(raw.get("hidden_size", 4096))
     n_heads = int(raw.get("num_attention_heads", 32))
-    return TextConfig(
+    return LlamaShape(
         hidden_size=hidden_size,
         intermediate_size=int(raw.get("intermediate_size", 11008)),
         n_layers=int(raw.get("num_hidden_layers", 32)),

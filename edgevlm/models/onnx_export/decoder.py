@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgevlm.models.onnx_export.config import TextConfig
+from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export.graph import Graph, Shape
 from edgevlm.models.onnx_export.operators import FusedOperators, Operators, StandardOperators
 
@@ -37,19 +36,8 @@ class DecoderWeights(Protocol):
         """Initializers of cos and sin, float32 [max_length, head_dim / 2]."""
 
 
-def rotary_tables(config: TextConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin float32 [max_length, head_dim / 2] (RoFormer, arXiv:2104.09864).
-
-    Computed in float32 step by step as transformers does, so that logits agree.
-    """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(config.rope_theta), exponents)
-    angles = np.arange(config.max_length, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
-
-
 def decoder_graph(
-    config: TextConfig,
+    config: LlamaShape,
     weights: DecoderWeights,
     *,
     attention: Attention,
@@ -91,7 +79,7 @@ def decoder_graph(
 def _layers(
     graph: Graph,
     x: str,
-    config: TextConfig,
+    config: LlamaShape,
     weights: DecoderWeights,
     operators: Operators,
     last_logits_only: bool,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgevlm.models.onnx_export.config import TextConfig
+from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export.graph import MICROSOFT, Graph
 
 
@@ -33,7 +33,7 @@ def _halves(graph: Graph, gate_up: str, size: int) -> tuple[str, ...]:
 class FusedOperators:
     """GroupQueryAttention takes the number of valid positions, not a mask."""
 
-    def __init__(self, graph: Graph, config: TextConfig, cos: str, sin: str) -> None:
+    def __init__(self, graph: Graph, config: LlamaShape, cos: str, sin: str) -> None:
         self._graph, self._config = graph, config
         self._cos, self._sin = cos, sin
         total = graph.node("Gather", graph.node("Shape", "attention_mask"), graph.constant(1))
@@ -83,7 +83,7 @@ class FusedOperators:
 class StandardOperators:
     """Query heads that share a key head are folded into its sequence axis, not repeated."""
 
-    def __init__(self, graph: Graph, config: TextConfig, cos: str, sin: str) -> None:
+    def __init__(self, graph: Graph, config: LlamaShape, cos: str, sin: str) -> None:
         self._graph, self._config = graph, config
         at_positions = [graph.node("Gather", table, "position_ids") for table in (cos, sin)]
         # [B, S, head_dim / 2] -> [B, 1, S, head_dim / 2], the same for every head.
