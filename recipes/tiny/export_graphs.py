@@ -1,0 +1,16 @@
+"""Write the built-in model's text graphs to edgevlm/models/tiny_files.
+
+    python recipes/tiny/export_graphs.py
+
+They hold no weights, but follow the targets and ranks of lora.npz: run this again
+whenever those change.
+"""
+
+from __future__ import annotations
+
+from edgevlm.models.onnx_export.skeleton import write_skeletons
+from edgevlm.models.tiny import SHIPPED, load_lora, lora_ranks
+from edgevlm.models.tiny_layout import SMOLLM2_135M
+
+if __name__ == "__main__":
+    write_skeletons(SMOLLM2_135M, lora_ranks(load_lora()), SHIPPED)
