@@ -1,0 +1,190 @@
+"""SmolVLM and SmolVLM2, and Idefics3 whose layout they share.
+
+A picture in the prompt is a run of `<image>` tokens for each tile, with the tile's row and
+column before it, a line break after each row of tiles, and the whole picture last. All
+numbers and names come from the model's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
+from edgevlm.errors import ModelCorrupt, TemplateError
+from edgevlm.families.base import Detail, Turn
+from edgevlm.families.config_files import ConfigFile
+from edgevlm.families.idefics3_image import TilingSettings, prepare
+from edgevlm.families.layout import Markup, MarkupTokenizer, Piece, images_of, render_turns
+from edgevlm.families.template import ChatTemplate
+
+_AROUND_IMAGE = "<fake_token_around_image>"
+_GLOBAL_IMAGE = "<global-img>"
+_END_OF_TURN = "<end_of_utterance>"
+_HINT = "Fetch the model again, or check that the folder is complete."
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class SmolVLM:
+    """The family of model types `idefics3` and `smolvlm`."""
+
+    name = "smolvlm"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        tiling: TilingSettings,
+        *,
+        image_id: int,
+        stop_ids: frozenset[int],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self._template = template
+        self._tiling = tiling
+        self._image_id = image_id
+        self._markup = MarkupTokenizer(tokenizer)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> SmolVLM:
+        """Read a model folder. Raises ModelCorrupt naming what is missing or inconsistent."""
+        config = ConfigFile.read(folder, "config.json")
+        tokenizer = _read_tokenizer(folder)
+        specials = _special_tokens(folder)
+        return cls(
+            tokenizer,
+            ChatTemplate(_read_template(folder), specials),
+            _read_tiling(folder, config),
+            image_id=_image_id(config, tokenizer),
+            stop_ids=_stop_ids(folder, tokenizer, specials),
+        )
+
+    def preprocess(self, pixels: NDArray[np.uint8], detail: Detail = "auto") -> ImageInput:
+        return prepare(pixels, self._tiling, detail)
+
+    def render(self, turns: Sequence[Turn]) -> Prompt:
+        images = images_of(turns)
+        laid_out = [self._lay_out(index, image) for index, image in enumerate(images)]
+        pieces = render_turns(self._template, turns)
+        parts = self._markup.encode(pieces, image_id=self._image_id, images=laid_out)
+        return Prompt(parts, images)
+
+    def _lay_out(self, index: int, image: ImageInput) -> list[Piece]:
+        tokens = self._tiling.tokens
+        rows, columns = image.grid
+        if image.n_tokens != (rows * columns + 1) * tokens:
+            raise TemplateError(
+                "A picture was prepared for another model.", hint="Prepare it with this one."
+            )
+        pieces: list[Piece] = []
+        for row in range(rows):
+            for column in range(columns):
+                pieces += [
+                    Markup(f"{_AROUND_IMAGE}<row_{row + 1}_col_{column + 1}>"),
+                    ImageSlot(index, (row * columns + column) * tokens, tokens),
+                ]
+            pieces.append(Markup("\n"))
+        return [
+            *pieces,
+            Markup(("\n" if rows else "") + _AROUND_IMAGE + _GLOBAL_IMAGE),
+            ImageSlot(index, rows * columns * tokens, tokens),
+            Markup(_AROUND_IMAGE),
+        ]
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelCorrupt("The model has no tokenizer.json.", hint=_HINT) from error
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ModelCorrupt(f"tokenizer.json can't be read: {error}.", hint=_HINT) from error
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.lstrip or token.rstrip or token.single_word:
+            raise ModelCorrupt(
+                f"tokenizer.json has {token.content!r} take the spaces beside it.",
+                hint="The SmolVLM family does not know such tokens: use another model.",
+            )
+    return tokenizer
+
+
+def _read_template(folder: Path) -> str:
+    """Look where transformers looks: the file of its own first, the tokenizer's last."""
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelCorrupt(f"{own.name} can't be read: {error}.", hint=_HINT) from error
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = ConfigFile.read_if_there(folder, name).fields.get("chat_template")
+        if isinstance(template, list):
+            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if isinstance(template, str):
+            return template
+    raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=_HINT)
+
+
+def _read_tiling(folder: Path, config: ConfigFile) -> TilingSettings:
+    vision = config.nested("vision_config")
+    tile = vision.positive("image_size")
+    # The encoder ignores what is left over of a row of patches.
+    patches = tile // vision.positive("patch_size")
+    shuffle = config.positive("scale_factor")
+    if patches == 0 or patches % shuffle:
+        raise config.corrupt(f"can't join {patches} patches a side by {shuffle}")
+    tokens = (patches // shuffle) ** 2
+    processor = ConfigFile.read_if_there(folder, "processor_config.json")
+    declared = processor.fields.get("image_seq_len", tokens)
+    if declared != tokens:
+        raise processor.corrupt(f"says {declared} tokens a tile, config.json gives {tokens}")
+    return TilingSettings.read(_image_processor(folder, processor), tile, tokens)
+
+
+def _image_processor(folder: Path, processor: ConfigFile) -> ConfigFile:
+    # transformers 5 writes it into processor_config.json, and prefers it there.
+    if "image_processor" in processor.fields:
+        return processor.nested("image_processor")
+    return ConfigFile.read(folder, "preprocessor_config.json")
+
+
+def _image_id(config: ConfigFile, tokenizer: Tokenizer) -> int:
+    image_id = config.positive("image_token_id")
+    added = tokenizer.get_added_tokens_decoder()
+    if image_id not in added:
+        raise config.corrupt(f"names token {image_id} for pictures, tokenizer.json has no such")
+    if tokenizer.token_to_id(_AROUND_IMAGE) not in added:
+        raise ModelCorrupt(f"tokenizer.json has no token {_AROUND_IMAGE!r}.", hint=_HINT)
+    return image_id
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token` and its like, each a string or an object with `content`."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        fields = ConfigFile.read_if_there(folder, name).fields
+        for key in _SPECIAL_NAMES:
+            value: Any = fields.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+def _stop_ids(folder: Path, tokenizer: Tokenizer, specials: dict[str, str]) -> frozenset[int]:
+    generation = ConfigFile.read_if_there(folder, "generation_config.json")
+    declared = generation.fields.get("eos_token_id")
+    listed = declared if isinstance(declared, list) else [declared]
+    names = (_END_OF_TURN, specials.get("eos_token", _END_OF_TURN))
+    ids = {i for i in (*listed, *map(tokenizer.token_to_id, names)) if i is not None}
+    if not ids or not all(type(i) is int for i in ids):
+        raise generation.corrupt("names no token that ends an answer")
+    return frozenset(ids)
