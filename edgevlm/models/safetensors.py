@@ -73,7 +73,7 @@ class SafetensorsFile:
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
             raise _corrupt(self.path, f"{name} has no dtype, shape or place") from error
-        if dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise _corrupt(self.path, f"{name} has the unknown dtype {dtype!r}")
         numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
         if len(numbers) > MAX_DIMENSIONS + 2 or not all(type(n) is int and n >= 0 for n in numbers):

@@ -30,6 +30,14 @@ def _halves(graph: Graph, gate_up: str, size: int) -> tuple[str, ...]:
     return graph.nodes("Split", gate_up, sizes, n_outputs=2, axis=-1)
 
 
+def _rms_norm(graph: Graph, x: str, weight: str, epsilon: float) -> str:
+    square = graph.node("Mul", x, x)
+    mean = graph.node("ReduceMean", square, graph.constant([-1]), keepdims=1)
+    shifted = graph.node("Add", mean, graph.constant(epsilon, np.float32))
+    root = graph.node("Sqrt", shifted)
+    return graph.node("Mul", graph.node("Div", x, root), weight)
+
+
 class FusedOperators:
     """GroupQueryAttention takes the number of valid positions, not a mask."""
 
@@ -43,10 +51,8 @@ class FusedOperators:
         self._last = graph.node("Cast", last, to=6)
 
     def norm(self, x: str, skip: str | None, weight: str) -> tuple[str, str]:
-        epsilon = self._config.rms_norm_eps
         if skip is None:
-            y = self._graph.node("SimplifiedLayerNormalization", x, weight, epsilon=epsilon)
-            return y, x
+            return _rms_norm(self._graph, x, weight, self._config.rms_norm_eps), x
         y, _, _, total = self._graph.nodes(
             "SkipSimplifiedLayerNormalization",
             x,
@@ -54,7 +60,7 @@ class FusedOperators:
             weight,
             n_outputs=4,
             domain=MICROSOFT,
-            epsilon=epsilon,
+            epsilon=self._config.rms_norm_eps,
         )
         return y, total
 
@@ -110,13 +116,8 @@ class StandardOperators:
         )
 
     def norm(self, x: str, skip: str | None, weight: str) -> tuple[str, str]:
-        graph = self._graph
-        total = x if skip is None else graph.node("Add", x, skip)
-        square = graph.node("Mul", total, total)
-        mean = graph.node("ReduceMean", square, graph.constant([-1]), keepdims=1)
-        epsilon = graph.constant(self._config.rms_norm_eps, np.float32)
-        root = graph.node("Sqrt", graph.node("Add", mean, epsilon))
-        return graph.node("Mul", graph.node("Div", total, root), weight), total
+        total = x if skip is None else self._graph.node("Add", x, skip)
+        return _rms_norm(self._graph, total, weight, self._config.rms_norm_eps), total
 
     def attend(self, qkv: str, layer: int) -> str:
         graph, config = self._graph, self._config
