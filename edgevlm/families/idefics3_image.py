@@ -18,6 +18,7 @@ from PIL import Image
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.families.base import Detail
 from edgevlm.families.config_files import ConfigFile
+from edgevlm.media.image import pixels_key
 
 _MAX_EDGE = 4096  # the reference shrinks larger pictures, whatever the configuration says
 _MAX_TILES_A_SIDE = 16
@@ -76,8 +77,6 @@ class TilingSettings:
 
 def prepare(pixels: NDArray[np.uint8], settings: TilingSettings, detail: Detail) -> ImageInput:
     """Cut RGB uint8 [H, W, 3] into tiles: the rows from the top, the whole picture last."""
-    from edgevlm.media.image import pixels_key
-
     settings = replace(settings, split=_splits(settings, detail))
     tiles, grid = _cut(Image.fromarray(pixels), settings)
     fingerprint = hashlib.sha256(f"{pixels_key(pixels)} idefics3 {settings}".encode())

@@ -33,7 +33,7 @@ from jinja2.visitor import NodeTransformer
 MAX_VALUE = 1_000_000  # characters of one string, items and characters inside one list
 _BUDGET = 3_000_000  # units of work: an item or a character that is moved
 _CALL = 10  # units
-_SECONDS = 2.0
+_SECONDS = 2.0  # of this thread's processor time: a machine that sleeps costs nothing
 _MAX_INT = 2**63
 
 
@@ -49,11 +49,11 @@ class Meter:
 
     def start(self) -> None:
         self._left = _BUDGET
-        self._deadline = time.monotonic() + _SECONDS
+        self._deadline = time.thread_time() + _SECONDS
 
     def spend(self, units: int) -> None:
         self._left -= 1 + units
-        if self._left < 0 or time.monotonic() > self._deadline:
+        if self._left < 0 or time.thread_time() > self._deadline:
             raise LimitExceeded("it does too much work")
 
 
@@ -268,8 +268,6 @@ class _Rewriter(NodeTransformer):
         return super().generic_visit(node, *args, **kwargs)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        if node.recursive:
-            raise LimitExceeded("it uses a recursive loop, which chat templates here may not")
         self.generic_visit(node)
         node.iter = _through("(items)", node.iter)
         return node
