@@ -1,0 +1,9 @@
+"""The only door for picture bytes: whatever a person hands over becomes RGB pixels here."""
+
+from __future__ import annotations
+
+from edgevlm.media.limits import MediaLimits
+from edgevlm.media.mentions import find_image_paths
+from edgevlm.media.source import load_image
+
+__all__ = ["MediaLimits", "find_image_paths", "load_image"]
