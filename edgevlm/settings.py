@@ -65,7 +65,7 @@ def _default_home() -> str:
 def _read_toml(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"Can't read {path}: {error}", hint="Mend or remove it.") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from smolvlm_factory import load_reference
 
 from edgevlm import Session
 from edgevlm.engine.prompt import ImageSlot, Prompt
@@ -24,8 +24,7 @@ class Reference:
     """Greedy decoding by transformers, from the prompts that the family laid out."""
 
     def __init__(self, source: Path) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
-        self.model.eval()
+        self.model = load_reference(source)
 
     @torch.no_grad()
     def answer(self, prompt: Prompt, reply: Reply) -> tuple[list[int], np.ndarray]:

@@ -145,7 +145,7 @@ def _jpeg() -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "no such"),
+        (None, "no file"),
         (b"", "empty"),
         (b"just some words\n", "text"),
         (_jpeg()[:3000], "truncated"),
@@ -248,7 +248,9 @@ def test_no_network_and_nothing_cached(
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     code, out, err = chat("What?", model=None)
-    _is_one_clear_error(err)
+    tried, error = err.split("\n", 1)
+    assert tried == "Downloading edgevlm-tiny (98.4 MB) ..."
+    _is_one_clear_error(error)
     assert (code, out) == (3, "")
 
 
