@@ -78,7 +78,7 @@ class Conversations:
         """A reading of made-up class scores, its certainty drawn by CERTAINTY_SHARES."""
         if rng.random() < BROAD_ONLY:
             broad = rng.choice(sorted(set(self._vocabulary.broad_of.tolist()) - {-1}))
-            return Reading(CLEAR, broad, -1, -1, broad)
+            return Reading(PROBABLY, broad, -1, -1, broad)
         (wanted,) = rng.choices(list(CERTAINTY_SHARES), list(CERTAINTY_SHARES.values()))
         numbers = np.random.default_rng(rng.getrandbits(64))
         while True:

@@ -39,6 +39,7 @@ BLANK = " -"
 NAME_AT = 0.35
 KIND_AT = 0.35
 PROBABLY_AT = 0.15
+# Two classes in five are animals, so this much is weak evidence: it is never said as certain.
 BROAD_AT = 0.50
 # A runner-up this close to the best one makes the answer "either ... or".
 RIVAL = 0.60
@@ -103,7 +104,7 @@ def describe(probabilities: NDArray[np.float32], vocabulary: Vocabulary) -> Read
     if top >= PROBABLY_AT:
         return Reading(PROBABLY, best, -1, kind, broad)
     if broad_mass >= BROAD_AT:
-        return Reading(CLEAR, broad, -1, -1, broad)
+        return Reading(PROBABLY, broad, -1, -1, broad)
     return Reading(UNCLEAR, -1, -1, -1, -1)
 
 
@@ -191,7 +192,7 @@ def _add_reading(graph: Graph, logits: str, vocabulary: Vocabulary) -> tuple[str
             result = node("Where", condition, value, result)
         return result
 
-    certainties = [graph.constant([c]) for c in (CLEAR, CLEAR, EITHER, PROBABLY, CLEAR, UNCLEAR)]
+    certainties = [graph.constant([c]) for c in (CLEAR, CLEAR, EITHER, PROBABLY, PROBABLY, UNCLEAR)]
     return (
         first_match(*certainties),
         first_match(best, kind, best, best, broad, blank),

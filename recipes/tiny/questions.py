@@ -399,8 +399,8 @@ class Questioner:
         if index < 0:
             return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}.")
         if reading.name == index:
-            answer = f"It looks like {self._thing(reading)}, but I can't tell which kind."
-            return Exchange(question, answer)
+            clause = f"{hedged[0].upper()}{hedged[1:]}"
+            return Exchange(question, f"{clause}, but I can't tell which kind.")
         return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}.")
 
     def _category(self, reading: Reading) -> Exchange:
