@@ -80,7 +80,7 @@ def state(settings: Settings) -> Iterator[Finding]:
     folder = settings.home
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         yield Finding(
             "state", "home", "fail", f"{settings.home} can't be written", "Set EDGEVLM_HOME."
         )
