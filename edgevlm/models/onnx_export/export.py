@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.errors import UsageError
+from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export.checkpoint import Checkpoint, CheckpointDecoder
 from edgevlm.models.onnx_export.config import read_config
 from edgevlm.models.onnx_export.decoder import Attention, decoder_graph
@@ -58,18 +59,22 @@ def export_onnx(
     )
     metadata["edgevlm.bits"] = str(decoder_bits)
     graph.save(onnx / "decoder_model_merged.onnx", metadata)
-    graph = Graph("embed_tokens")
-    ids = graph.input("input_ids", np.int64, ["batch", "sequence"])
-    shape: Shape = ["batch", "sequence", config.text.hidden_size]
-    graph.output(
-        embedding(graph, ids, "embed_tokens", decoder.embeddings(), decoder_bits),
-        "inputs_embeds",
-        np.float32,
-        shape,
+    _embed_graph(config.text, decoder, decoder_bits).save(
+        onnx / "embed_tokens.onnx", {"edgevlm.bits": str(max(decoder_bits, 8))}
     )
-    graph.save(onnx / "embed_tokens.onnx", {"edgevlm.bits": str(max(decoder_bits, 8))})
     graph, metadata = vision_graph(config.vision, checkpoint, config.text.hidden_size, vision_bits)
     graph.save(onnx / "vision_encoder.onnx", metadata)
-    for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    if not target.samefile(source):
+        for name in COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+
+
+def _embed_graph(text: LlamaShape, decoder: CheckpointDecoder, bits: int) -> Graph:
+    """`input_ids` int64 [B, S] to `inputs_embeds` float32 [B, S, D]."""
+    graph = Graph("embed_tokens")
+    ids = graph.input("input_ids", np.int64, ["batch", "sequence"])
+    rows = embedding(graph, ids, "embed_tokens", decoder.embeddings(), bits)
+    shape: Shape = ["batch", "sequence", text.hidden_size]
+    graph.output(rows, "inputs_embeds", np.float32, shape)
+    return graph
