@@ -16,21 +16,17 @@ from edgevlm.runtimes.onnx_layout import (
     context_length,
     shared_buffer_label,
 )
-from edgevlm.runtimes.onnx_session import (
-    Array,
-    Session,
-    as_array,
-    refusal,
-    require_role,
-    to_ort,
-)
+from edgevlm.runtimes.onnx_session import Array, Session, refusal, require_role
 
 # Positions of a prompt run at once: they bound the memory of activations and logits.
 _CHUNK = 512
 
 
 class OnnxLanguageModel:
-    """`embed_tokens` and `decoder` of a model; its contexts share the weights."""
+    """`embed_tokens` and `decoder` of a model; its contexts share the weights.
+
+    `in_place`: the graph writes keys and values into the buffer that it reads them from.
+    """
 
     runtime = "onnx"
 
@@ -43,8 +39,7 @@ class OnnxLanguageModel:
         self.context_length = context_length(files, options)
         mask = self._decoder.inputs["attention_mask"]
         self._ones = np.ones((1, self.context_length), mask.dtype)
-        self._shared = shared_buffer_label(self._decoder)
-        self.n_vocab, self.d_model = self._try_out()
+        self.n_vocab, self.d_model, self.in_place = self._try_out()
 
     def new_context(self) -> OnnxContext:
         return OnnxContext(self, self._new_cache())
@@ -53,9 +48,9 @@ class OnnxLanguageModel:
         self._embed_tokens.close()
         self._decoder.close()
 
-    def embed(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Array:
+    def embed(self, parts: Sequence[Ids | Embeddings]) -> Array:
         """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
-        rows = [self._look_up(part, cancel) if part.ndim == 1 else part for part in parts]
+        rows = [self._look_up(part) if part.ndim == 1 else part for part in parts]
         dtype = self._decoder.inputs["inputs_embeds"].dtype
         return np.concatenate(rows, dtype=dtype, casting="same_kind")
 
@@ -69,38 +64,38 @@ class OnnxLanguageModel:
             feeds["position_ids"] = positions[None]
         if "num_logits_to_keep" in inputs:
             feeds["num_logits_to_keep"] = np.array(1, inputs["num_logits_to_keep"].dtype)
-        # A copy: the row alone, where the graph's own array may hold one a position.
-        logits: Logits = cache.run(feeds, length, total, cancel)[0, -1].astype(np.float32)
+        rows = cache.run(feeds, length, total, cancel)
+        # Where the graph gives a row for every position, a copy lets go of the others.
+        logits: Logits = rows[0, -1].astype(np.float32, copy=rows.shape[1] > 1)
         return logits
 
-    def _look_up(self, ids: Array, cancel: Cancel) -> Array:
+    def _look_up(self, ids: Array) -> Array:
         # A session call takes 4 us for a row: a table of our own would save nothing.
         (port,) = self._embed_tokens.inputs.values()
-        feeds = {port.name: to_ort(ids[None].astype(port.dtype, copy=False))}
-        (found,) = self._embed_tokens.run(list(self._embed_tokens.outputs), feeds, cancel)
-        return as_array(found).reshape(len(ids), -1)
+        rows = self._embed_tokens.call({port.name: ids[None].astype(port.dtype, copy=False)})
+        return rows.reshape(len(ids), -1)
 
     def _new_cache(self) -> KvCache:
-        if self._shared:
+        if self.in_place:
             return SharedCache(self._decoder, self._layout, self.context_length)
         return ChainedCache(self._decoder, self._layout)
 
-    def _try_out(self) -> tuple[int, int]:
-        """Run some tokens: (n_vocab, d_model) as they are, whatever the graphs declare.
+    def _try_out(self) -> tuple[int, int, bool]:
+        """Run some tokens: n_vocab, d_model and in_place as they are, whatever is declared.
 
         What declarations can't show comes out here rather than in a conversation: parts
         that don't belong together, and whether an unlabelled graph may write in place.
         """
-        cancel = Cancel()
         count = min(3, self.context_length)
         try:
-            embeddings = self.embed([np.zeros(count, np.int64)], cancel)
+            embeddings = self.embed([np.zeros(count, np.int64)])
             chained = self._last_logits(ChainedCache(self._decoder, self._layout), embeddings)
         except RuntimeFailed as error:
             raise refusal(self._decoder.path, f"a first run fails ({error.message})") from error
-        if self._shared is None:
-            self._shared = self._agrees_in_place(embeddings, chained)
-        return len(chained), embeddings.shape[1]
+        in_place = shared_buffer_label(self._decoder)
+        if in_place is None:
+            in_place = self._agrees_in_place(embeddings, chained)
+        return len(chained), embeddings.shape[1], in_place
 
     def _agrees_in_place(self, embeddings: Array, expected: Logits) -> bool:
         cache = SharedCache(self._decoder, self._layout, self.context_length)
@@ -142,7 +137,7 @@ class OnnxContext:
                 hint="Ask for less at once, use fewer pictures, or start a new conversation.",
             )
         try:
-            logits = self._run_in_chunks(cache, self._model.embed(parts, cancel), cancel)
+            logits = self._run_in_chunks(cache, self._model.embed(parts), cancel)
         except BaseException:
             cache.truncate(self.length)
             raise

@@ -24,7 +24,7 @@ class KvCache(Protocol):
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         """Run the positions from `length` up to `total`, and keep their keys and values.
 
-        Returns the graph's logits [1, rows, n_vocab], valid until the next run.
+        Returns the graph's logits [1, rows, n_vocab], no buffer of a later run.
         """
 
     def truncate(self, length: int) -> None:
@@ -39,7 +39,7 @@ class SharedCache:
         self._layout = layout
         self._limit = limit
         self._capacity = 0
-        self._buffers: list[Array] = layout.empty(0)
+        self.buffers = layout.empty(0)
         self._binding = session.new_binding()
 
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
@@ -47,7 +47,7 @@ class SharedCache:
             self._grow(length, total)
         for name, array in feeds.items():
             self._binding.bind_cpu_input(name, array)
-        # Bound anew each time: a kept output would be taken for a buffer of its last shape.
+        # Bound anew, it gets an array of its own; a kept one would be overwritten.
         self._binding.bind_output("logits", "cpu")
         self._session.run_bound(self._binding, cancel)
         return as_array(self._binding.get_outputs_as_ortvaluevector()[0])
@@ -61,9 +61,9 @@ class SharedCache:
             capacity *= 2
         self._capacity = min(capacity, self._limit)
         grown = self._layout.empty(self._capacity)
-        for old, new in zip(self._buffers, grown, strict=True):
+        for old, new in zip(self.buffers, grown, strict=True):
             new[:, :, :filled] = old[:, :, :filled]
-        self._buffers = grown
+        self.buffers = grown
         # The order of binding is the order of outputs, and the logits come first.
         self._binding = self._session.new_binding()
         self._binding.bind_output("logits", "cpu")

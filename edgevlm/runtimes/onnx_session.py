@@ -61,12 +61,35 @@ class Session:
         return dict(self._opened().get_modelmeta().custom_metadata_map)
 
     def run(
-        self, outputs: Sequence[str], feeds: Mapping[str, OrtValue], cancel: Cancel
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, OrtValue],
+        cancel: Cancel,
+        *,
+        release: bool = False,
     ) -> list[OrtValue]:
-        """Compute `outputs`. Raises Interrupted, RuntimeFailed."""
+        """Compute `outputs`; `release` gives the memory of activations back to the system.
+
+        Raises Interrupted, RuntimeFailed.
+        """
+        session = self._opened()
         with self._running(cancel) as options:
-            values: list[OrtValue] = self._opened().run_with_ort_values(outputs, feeds, options)
+            if release:
+                options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            values: list[OrtValue] = session.run_with_ort_values(outputs, feeds, options)
         return values
+
+    def call(self, feeds: Mapping[str, Array]) -> Array:
+        """Compute the first output to its end: for what takes microseconds.
+
+        Raises RuntimeFailed.
+        """
+        session = self._opened()
+        try:
+            array: Array = session.run(list(self.outputs)[:1], feeds)[0]
+        except Exception as error:
+            raise _run_failure(self.path, error) from error
+        return array
 
     def new_binding(self) -> Any:
         """An `onnxruntime.IOBinding`: inputs and outputs that stay bound between runs."""
@@ -74,8 +97,9 @@ class Session:
 
     def run_bound(self, binding: Any, cancel: Cancel) -> None:
         """Run with what is bound. Raises Interrupted, RuntimeFailed."""
+        session = self._opened()
         with self._running(cancel) as options:
-            self._opened().run_with_iobinding(binding, options)
+            session.run_with_iobinding(binding, options)
 
     def close(self) -> None:
         """Drop the weights; they go when no context holds a binding any more."""
@@ -90,7 +114,6 @@ class Session:
     def _running(self, cancel: Cancel) -> Iterator[Any]:
         # One for each run, as its terminate flag would end later runs too. It costs 0.5 us.
         options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY
 
         def terminate() -> None:
             options.terminate = True
@@ -99,8 +122,6 @@ class Session:
         try:
             with cancel.calling(terminate):
                 yield options
-        except RuntimeFailed:
-            raise
         # ONNX Runtime raises bare RuntimeError too, beside a dozen types of its own.
         except Exception as error:
             if cancel.is_set:

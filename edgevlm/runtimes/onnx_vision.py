@@ -17,6 +17,8 @@ from edgevlm.runtimes.onnx_session import (
     to_ort,
 )
 
+# More at once take more memory and no less time: for SigLIP-base at 512 px and 8 bits, one
+# tile took 700 ms and a peak of 539 MB, three took 785 ms each and 1,065 MB.
 _TILES_AT_ONCE = 1
 _PIXELS = "pixel_values"
 _MASK = "pixel_attention_mask"
@@ -74,7 +76,9 @@ class OnnxVisionEncoder:
         values = {
             name: to_ort(array[None] if self._batched else array) for name, array in feeds.items()
         }
-        (features,) = self._session.run([_FEATURES], values, cancel)
+        # Of those 539 MB, 210 are activations that would be held until the next picture.
+        last = tiles.stop >= len(image.pixel_values)
+        (features,) = self._session.run([_FEATURES], values, cancel, release=last)
         rows = as_array(features)
         return rows.reshape(-1, rows.shape[-1])
 
@@ -90,7 +94,8 @@ class OnnxVisionEncoder:
         wanted = self._pixels.shape[-3:]
         if any(w not in (None, s) for w, s in zip(wanted, size, strict=True)):
             raise refusal(
-                self._session.path, f"it takes pictures {wanted}, the processor makes {size}"
+                self._session.path,
+                f"it takes {_spelled(wanted)} pictures, the processor makes {_spelled(size)}",
             )
         if _MASK not in self._session.inputs and not _whole(image):
             raise NotSupported(
@@ -101,3 +106,7 @@ class OnnxVisionEncoder:
 
 def _whole(image: ImageInput) -> bool:
     return image.pixel_mask is None or bool(image.pixel_mask.all())
+
+
+def _spelled(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("?" if size is None else str(size) for size in shape)
