@@ -24,7 +24,7 @@ import httpx
 from edgevlm import __version__
 from edgevlm.errors import MediaTooLarge, UnreadableMedia
 from edgevlm.media.addresses import is_public
-from edgevlm.media.describe import url_shown
+from edgevlm.media.describe import shown, url_shown
 from edgevlm.media.limits import MediaLimits
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -61,13 +61,13 @@ class Fetcher:
                 hint="Unset EDGEVLM_OFFLINE, or give a file.",
             )
         deadline = _Deadline(limits.timeout_s)
-        place = _checked(url, name)
+        place = _checked(httpx.URL(), url, name)
         for _ in range(limits.max_redirects + 1):
             with _normalised(name, limits):
                 answer = self._request(place, limits, deadline, name)
             if isinstance(answer, bytes):
                 return answer
-            place = _checked(answer, name)
+            place = _checked(place, answer, name)
         raise UnreadableMedia(
             f"{name} redirects more than {limits.max_redirects} times.", hint=_BY_HAND
         )
@@ -75,7 +75,7 @@ class Fetcher:
     def _request(
         self, place: httpx.URL, limits: MediaLimits, deadline: _Deadline, name: str
     ) -> bytes | str:
-        """The body, or the URL it redirects to."""
+        """The body, or the place it redirects to, which may be relative."""
         backend = _CheckedBackend(self._may_connect, deadline)
         url = httpcore.URL(
             scheme=b"https", host=place.raw_host, port=place.port, target=place.raw_path
@@ -89,7 +89,7 @@ class Fetcher:
         ):
             found = {key.lower(): value for key, value in response.headers}
             if response.status in _REDIRECTS and b"location" in found:
-                return str(place.join(found[b"location"].decode("latin-1")))
+                return found[b"location"].decode("latin-1")
             _check_answer(response.status, found, limits, name)
             body = bytearray()
             for chunk in response.iter_stream():
@@ -136,7 +136,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
         addresses = [a for a in _resolve(host, port, self._deadline) if self._may_connect(a)]
         if not addresses:
             raise UnreadableMedia(
-                f"{host} is not a public internet address, and others are not fetched from.",
+                f"{shown(host)} is not a public internet address, and others are not fetched from.",
                 hint=_BY_HAND,
             )
         for position, address in enumerate(addresses):
@@ -203,16 +203,16 @@ def _resolve(host: str, port: int, deadline: _Deadline) -> list[str]:
         raise httpcore.ConnectTimeout("lookup") from error
     if isinstance(answer, Exception):
         raise UnreadableMedia(
-            f"There is no host {host}, or no network.",
+            f"There is no host {shown(host)}, or no network.",
             hint="Check the URL and your connection.",
             retryable=True,
         ) from answer
     return answer
 
 
-def _checked(url: str, name: str) -> httpx.URL:
+def _checked(base: httpx.URL, url: str, name: str) -> httpx.URL:
     try:
-        place = httpx.URL(url)
+        place = base.join(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise UnreadableMedia(f"{name} is not a URL.", hint="Check its spelling.") from error
     if place.scheme != "https":

@@ -121,7 +121,8 @@ def _to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
             f"The array's values run from {low:.4g} to {high:.4g}, not from 0 to 1.",
             hint="Divide by its white (255 or so), and clip the rest.",
         )
-    return np.rint(np.clip(array, 0, 1).astype(np.float32) * 255).astype(np.uint8)
+    scaled = np.clip(array, 0, 1).astype(np.float32) * np.float32(255)
+    return np.asarray(np.rint(scaled), dtype=np.uint8)
 
 
 def _open(data: bytes, format_name: str) -> ImageFile:
@@ -155,9 +156,7 @@ def _normalised(name: str, format_name: str) -> Iterator[None]:
     except MediaError:
         raise
     except (DecompressionBombError, DecompressionBombWarning, MemoryError) as error:
-        raise MediaTooLarge(
-            f"{name} is too large to decode: {_reason(error)}", hint="Save it smaller."
-        ) from error
+        raise MediaTooLarge(f"{name} is too large to decode.", hint="Save it smaller.") from error
     except Exception as error:  # Pillow promises no base class for what a broken file raises
         raise UnreadableMedia(
             f"{name} is a broken {format_name}: {_reason(error)}",
