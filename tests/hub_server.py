@@ -69,6 +69,7 @@ class Faults:
     # The GET of a path stops half way until the event is set.
     gates: dict[str, threading.Event] = field(default_factory=dict)
     ignore_range: bool = False
+    listing: bytes | None = None
 
 
 class HubServer:
@@ -161,7 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = [_sibling(path, content) for path, content in sorted(repo.files.items())]
         document = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings}
-        self._answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
+        text = self.server_hub.faults.listing or json.dumps(document).encode()
+        self._answer(200, text, {"Content-Type": "application/json"})
 
     def _file(self, name: str, revision: str, path: str, request: Request, body: bool) -> None:
         repo = self._repo(name, revision)

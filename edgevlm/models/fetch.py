@@ -36,7 +36,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     for file in plan.files:
         _take_from_donors(file, folder, donors)
-    require_space(staging, _still_needed(plan, folder), plan.name)
+    require_space(staging.parents[1], _still_needed(plan, folder), plan.name)
     progress.start(plan.size, f"Downloading {plan.name} ({size_text(plan.size)})")
     received = {file.path: _fetch(file, folder, staging, progress) for file in plan.files}
     progress.finish()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _LISTING_SECONDS = 8.0
 _STALL_SECONDS = 10.0
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
@@ -191,7 +193,7 @@ def _raise_explained(error: Exception, hub: HubId, path: str) -> NoReturn:
         raise _refused(error, hub, path) from error
     if isinstance(error, (_http_error(), TimeoutError)):
         raise ModelUnavailable(
-            f"Can't reach the hub at {_host()} for {hub}: {_reason(error)}.",
+            f"Can't reach the hub at {_host()} for {hub.repo_id}: {_reason(error)}.",
             hint="Check the connection and HF_ENDPOINT; what came so far is kept.",
             retryable=True,
         ) from error
@@ -249,4 +251,4 @@ def _host() -> str:
 
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return _ERRNO.sub("", lines[0]).rstrip(".") if lines else type(error).__name__

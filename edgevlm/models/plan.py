@@ -59,10 +59,10 @@ def find_target(name: str, catalog: Catalog) -> Target:
     """Tell a catalog name, a local folder and a hub id apart. Raises UnknownModel."""
     if name in catalog.entries:
         return catalog.entries[name]
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path.absolute()
-    if path.is_absolute() or name.startswith((".", "~")):
+    folder = _folder(name)
+    if folder is not None:
+        return folder
+    if Path(name).is_absolute() or name.startswith((".", "~")):
         raise UnknownModel(
             f"There is no folder {name}.", hint="Give a model's name, its hub id, or its folder."
         )
@@ -76,6 +76,14 @@ def find_target(name: str, catalog: Catalog) -> Target:
         if close
         else "`edgevlm model list` shows the names; owner/repo of the hub and folders work too.",
     )
+
+
+def _folder(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path.absolute() if name and path.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, not a path at all
+        return None
 
 
 def target_key(target: CatalogEntry | HubId) -> str:

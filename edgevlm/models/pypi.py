@@ -118,7 +118,7 @@ def _failure(pin: str, said: list[str]) -> ModelUnavailable | NoSpace:
         )
     if any(sign in everything for sign in _UNREACHABLE):
         return ModelUnavailable(
-            f"Can't reach the Python package index for {pin}: {last}.",
+            f"Can't reach the Python package index for {pin}.",
             hint="Check the connection and pip's index settings (`pip config list`).",
             retryable=True,
         )

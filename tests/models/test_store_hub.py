@@ -196,6 +196,24 @@ def test_a_silent_hub_is_not_waited_for(store: Store, monkeypatch: pytest.Monkey
             store.resolve(REPO, runtime="onnx")
 
 
+@pytest.mark.parametrize("page", [b"<html>Log in</html>", b"{}", b'{"sha": null}', b"[]"])
+def test_a_page_that_is_no_hub_is_not_believed(hub: HubServer, store: Store, page: bytes) -> None:
+    hub.faults.listing = page
+    with pytest.raises(ModelUnavailable, match="did not answer like a Hugging Face hub"):
+        store.resolve(REPO, runtime="onnx")
+
+
+def test_the_hub_client_may_be_told_to_stay_offline_too(
+    hub: HubServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Offline, match="HF_HUB_OFFLINE"):
+        store.resolve(REPO, runtime="onnx")
+    assert hub.requests == []
+
+
 def test_offline_asks_nobody_and_says_what_is_here(
     hub: HubServer, store: Store, home: Path
 ) -> None:

@@ -16,6 +16,7 @@ from recorder import Recorder
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, NotSupported, UnknownModel
 from edgevlm.models.catalog import Catalog, parse_catalog
 from edgevlm.models.disk import disk_errors, size_text
+from edgevlm.models.layout import discover
 from edgevlm.models.store import Store
 from edgevlm.settings import Settings
 
@@ -86,6 +87,15 @@ def test_the_parts_may_lie_at_the_top_and_at_full_precision(store: Store, tmp_pa
     assert set(files.quantization.values()) == {"fp32"}
 
 
+def test_weights_beside_a_graph_belong_to_it() -> None:
+    parts = ["onnx/vision_encoder.onnx", "onnx/embed_tokens.onnx"]
+    decoder = ["onnx/decoder_model_merged_q4.onnx", "onnx/decoder_model_merged_q4.onnx_data"]
+    others = ["onnx/decoder_model_merged.onnx_data", "README.md", "model.safetensors.index.json"]
+    needed = ["config.json", "tokenizer.json", "chat_template.jinja"]
+    layout = discover([*parts, *decoder, *others, *needed], "onnx", "cam")
+    assert set(layout.paths) == {*parts, *decoder, *needed}
+
+
 @pytest.mark.parametrize(
     ("missing", "named"),
     [
@@ -114,6 +124,9 @@ def test_other_runtimes_take_only_what_is_in_the_catalog(store: Store, origin: P
         ("", "model list"),
         ("./nowhere", "folder"),
         ("/nowhere/at/all", "folder"),
+        ("~nobody-of-that-name/model", "folder"),
+        ("x" * 5000, "model list"),
+        ("a\0b", "model list"),
     ],
 )
 def test_unknown_names_get_a_hint(store: Store, name: str, hint: str) -> None:
