@@ -159,7 +159,7 @@ def _normalised(name: str, format_name: str) -> Iterator[None]:
         raise MediaTooLarge(f"{name} is too large to decode.", hint="Save it smaller.") from error
     except Exception as error:  # Pillow promises no base class for what a broken file raises
         raise UnreadableMedia(
-            f"{name} is a broken {format_name}: {_reason(error)}",
+            f"{name} is a {format_name} that can't be decoded: {_reason(error)}",
             hint="Save or download it again.",
         ) from error
 

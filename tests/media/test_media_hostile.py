@@ -223,7 +223,7 @@ def test_a_truncated_file_is_unreadable(format_name: str) -> None:
     data = encoded(noise(channels=3), format_name)
     with pytest.raises(UnreadableMedia) as caught:
         decode(data[: len(data) // 2], name="cut.jpg")
-    assert caught.value.message.startswith(f"cut.jpg is a broken {format_name}: ")
+    assert caught.value.message.startswith(f"cut.jpg is a {format_name} that can't be decoded: ")
     assert caught.value.hint
     assert caught.value.__cause__ is not None
 
