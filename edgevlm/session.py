@@ -253,9 +253,7 @@ class Session:
             self._turns += [turn, Turn("assistant", (text,))]
 
     def _prepare(self, message: Message, detail: Detail) -> Turn:
-        limits = MediaLimits(
-            max_pixels=self.settings.max_pixels, allow_network=not self.settings.offline
-        )
+        limits = media_limits(self.settings)
         pictures = [
             self.model.family.preprocess(load_image(source, limits=limits), detail)
             for source in message.images
@@ -296,6 +294,10 @@ def _collect(
         clock.tick()
         tokens.append(token)
         yield token
+
+
+def media_limits(settings: Settings) -> MediaLimits:
+    return MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
 
 
 def _text(tokens: Sequence[Token]) -> str:

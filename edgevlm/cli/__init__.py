@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -64,6 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a terminal that lacks a character shows "?", not a crash
             reconfigure(errors="replace")
+    # Pillow's remarks on odd metadata are for programmers; what matters is an error of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         outcome = cli.main(
             args=None if arguments is None else list(arguments),

@@ -86,19 +86,19 @@ def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, 
     pictures: list[Any] = [sys.stdin.buffer.read() if i == "-" else i for i in images]
     if prompt is None:
         return None, pictures
-    question, found = find_image_paths(prompt)
+    question, found = find_image_paths(prompt, shown_before=len(pictures))
     return question, [*pictures, *found]
 
 
 def _check(pictures: list[Any], options: dict[str, Any]) -> None:
     """Refuse what can be refused before a model is fetched and loaded."""
     from edgevlm.engine.sampling import Sampling
-    from edgevlm.media import MediaLimits, load_image
+    from edgevlm.media import load_image
+    from edgevlm.session import media_limits
     from edgevlm.settings import load_settings
 
     Sampling(**options)
-    settings = load_settings()
-    limits = MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
+    limits = media_limits(load_settings())
     for position, picture in enumerate(pictures):
         pictures[position] = load_image(picture, limits=limits)
 

@@ -12,7 +12,7 @@ from edgevlm.cli.background import read
 from edgevlm.errors import EdgeVLMError, UsageError
 from edgevlm.media import find_image_paths, load_image
 from edgevlm.messages import Reply
-from edgevlm.session import Session
+from edgevlm.session import Session, media_limits
 
 HELP = """\
 /image PATH    show a picture with the next question (a path in a question works too)
@@ -66,15 +66,18 @@ class _Conversation:
         self.open = True
 
     def answer(self, line: str) -> None:
-        question, found = find_image_paths(line)
+        question, found = find_image_paths(line, shown_before=len(self._pictures))
         # Decoded first: a picture that fails must not cost those shown before it.
-        pictures = [*self._pictures, *(load_image(path) for path in found)]
+        pictures = [*self._pictures, *(self._load(path) for path in found)]
         stream = self._session.stream(question, pictures, **self._options)
         self._pictures = []
         for token in read(self._session, stream):
             click.echo(token.text, nl=False)
         click.echo()
         click.secho(_receipt(stream.reply), dim=True, err=True)
+
+    def _load(self, path: str) -> Any:
+        return load_image(path, limits=media_limits(self._session.settings))
 
     def command(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")
@@ -93,7 +96,7 @@ class _Conversation:
     def _do_image(self, path: str) -> None:
         if not path:
             raise UsageError("Which picture?", hint="/image PATH")
-        self._pictures.append(load_image(path))
+        self._pictures.append(self._load(path))
         click.secho("Shown with your next question.", dim=True)
 
     def _do_model(self, name: str) -> None:
