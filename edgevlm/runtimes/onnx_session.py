@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import DoesNotFit, Interrupted, ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.runtimes.onnx_quiet import onnxruntime
 
 Array: TypeAlias = NDArray[Any]
 # The package has no type information: an `onnxruntime.OrtValue`.
 OrtValue: TypeAlias = Any
+_T = TypeVar("_T")
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -73,11 +74,14 @@ class Session:
         Raises Interrupted, RuntimeFailed.
         """
         session = self._opened()
-        with self._running(cancel) as options:
+
+        def compute(options: Any) -> list[OrtValue]:
             if release:
                 options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             values: list[OrtValue] = session.run_with_ort_values(outputs, feeds, options)
-        return values
+            return values
+
+        return self._cancellable(compute, cancel)
 
     def call(self, feeds: Mapping[str, Array]) -> Array:
         """Compute the first output to its end: for what takes microseconds.
@@ -98,8 +102,7 @@ class Session:
     def run_bound(self, binding: Any, cancel: Cancel) -> None:
         """Run with what is bound. Raises Interrupted, RuntimeFailed."""
         session = self._opened()
-        with self._running(cancel) as options:
-            session.run_with_iobinding(binding, options)
+        self._cancellable(lambda options: session.run_with_iobinding(binding, options), cancel)
 
     def close(self) -> None:
         """Drop the weights; they go when no context holds a binding any more."""
@@ -110,18 +113,13 @@ class Session:
             raise RuntimeFailed("The model was closed.", hint="Load it again.")
         return self._session
 
-    @contextmanager
-    def _running(self, cancel: Cancel) -> Iterator[Any]:
-        # One for each run, as its terminate flag would end later runs too. It costs 0.5 us.
+    def _cancellable(self, compute: Callable[[Any], _T], cancel: Cancel) -> _T:
+        # Options for each run, as a terminate flag would end later runs too. They cost 0.5 us.
         options = onnxruntime.RunOptions()
-
-        def terminate() -> None:
-            options.terminate = True
-
         cancel.check()
         try:
-            with cancel.calling(terminate):
-                yield options
+            with cancel.calling(lambda: setattr(options, "terminate", True)):
+                return compute(options)
         # ONNX Runtime raises bare RuntimeError too, beside a dozen types of its own.
         except Exception as error:
             if cancel.is_set:
