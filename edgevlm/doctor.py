@@ -124,7 +124,8 @@ def model(name: str, settings: Settings) -> Iterator[Finding]:
     """Load a model and check that its parts belong together."""
     try:
         with load_model(name, settings=settings) as loaded:
-            yield Finding("model", name, "ok", f"{loaded.runtime}, {loaded.quantization}")
+            parts = [f"{part} on {runtime}" for part, runtime in loaded.runtime.items()]
+            yield Finding("model", name, "ok", "; ".join([", ".join(parts), loaded.quantization]))
             yield from put_together(loaded)
     except EdgeVLMError as error:
         yield Finding("model", name, "fail", error.message, error.hint)
@@ -148,11 +149,12 @@ def put_together(model: Model) -> Iterator[Finding]:
         return
     # `embed` refuses embeddings that are not [n_tokens, d_model].
     embeddings = model.embed(image, Cancel())
+    height, width = image.pixel_values.shape[2:]
     yield Finding(
         "model",
         model.name,
         "ok",
-        f"a picture of {image.pixel_values.shape[2:]} px tiles is {len(embeddings)} embeddings,"
+        f"{len(image.pixel_values)} tiles of {height}x{width} px make {len(embeddings)} embeddings,"
         " as many as the prompt has slots",
     )
     context = PrefixContext(model.language.new_context())
