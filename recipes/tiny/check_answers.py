@@ -4,24 +4,28 @@
 
 Draws conversations that training did not see (other made-up pictures, other seeds, the same
 sorts of question), and counts answers whose every token is the decoder's first choice: these are
-the ones that greedy decoding would reproduce. Prints what it says instead for the first misses.
+the ones that greedy decoding would reproduce. Prints what it says instead for the first misses,
+and then which of all names it can't repeat.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Iterator
 
 import torch
 from classifier import load_checkpoint
-from conversations import Conversations
+from conversations import Conversations, Sample
 from decoder import add_lora, load_decoder, load_lora
-from train import RANK, SEED, TARGETS, answer_logits, base_answers, to_bfloat16
+from train import RANK, SEED, STAGES, TARGETS, answer_logits, base_answers, to_bfloat16
+from transformers import LlamaForCausalLM
 from weights import DECODER, ENCODER, TINY_FILES
 
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
 
+QUESTION = "What is in this picture?"
 MISSES_SHOWN = 12
 
 
@@ -35,26 +39,36 @@ def check(n_samples: int) -> None:
     load_lora(add_lora(model, TARGETS, RANK, SEED), TINY_FILES / "lora.npz")
     end = tokenizer.token_to_id("<|im_end|>")
 
-    exact = total = 0
-    misses: list[tuple[str, str]] = []
     # Training seeds its batches with products of a large number: these are none of them.
-    for sample in conversations.batch(random.Random("held out"), n_samples):
-        with torch.inference_mode():
-            logits, wanted = answer_logits(model, [sample])
-        start = 0
-        for stop in [*torch.nonzero(wanted == end).flatten().tolist(), len(wanted) - 1]:
-            answer, said = wanted[start : stop + 1], logits[start : stop + 1].argmax(-1)
-            start = stop + 1
-            if not len(answer):
-                continue
+    held_out = conversations.batch(random.Random("held out"), n_samples, STAGES[-1].mix)
+    exact = total = 0
+    for sample in held_out:
+        for wanted, said in answers(model, sample, end):
             total += 1
-            if torch.equal(answer, said):
-                exact += 1
-            else:
-                misses.append((tokenizer.decode(answer.tolist()), tokenizer.decode(said.tolist())))
+            exact += wanted == said
+            if wanted != said and total - exact <= MISSES_SHOWN:
+                print(f"  wanted: {tokenizer.decode(wanted)}\n  said:   {tokenizer.decode(said)}")
     print(f"{exact} of {total} answers word for word ({exact / total:.1%})")
-    for wanted_text, said_text in misses[:MISSES_SHOWN]:
-        print(f"  wanted: {wanted_text}\n  said:   {said_text}")
+
+    missed, total = [], 0
+    for name, sample in conversations.every_name(QUESTION):
+        total += 1
+        missed += [name for wanted, said in answers(model, sample, end) if wanted != said]
+    print(f"{total - len(missed)} of {total} names repeated exactly; missed: {', '.join(missed)}")
+
+
+def answers(
+    model: LlamaForCausalLM, sample: Sample, end: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Each answer's token ids as wanted, and as the decoder's first choices."""
+    with torch.inference_mode():
+        logits, ids = answer_logits(model, [sample])
+    wanted, said = ids.tolist(), logits.argmax(-1).tolist()
+    start = 0
+    for stop, token in enumerate(wanted, 1):
+        if token == end or stop == len(wanted):
+            yield wanted[start:stop], said[start:stop]
+            start = stop
 
 
 if __name__ == "__main__":

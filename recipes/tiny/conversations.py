@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,25 @@ from edgevlm.families.tiny import Preprocessing, TinyFamily
 CERTAINTY_SHARES = {CLEAR: 0.58, PROBABLY: 0.16, EITHER: 0.12, UNCLEAR: 0.14}
 # Where only the broad kind is known ("an animal"): rare in made-up scores, not in pictures.
 BROAD_ONLY = 0.05
-TEXT_ONLY = 0.10
-CHAT_AFTER_PICTURE = 0.05
 SEVERAL_PICTURES = 0.08
 OTHER_SYSTEM = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Shares of what is practised besides questions about one picture.
+
+    `text_only` conversations have no picture, `chat_after_picture` end in a question that has
+    nothing to do with it, `chat_with_picture` begin with one, and `thanks` end in thanks.
+    """
+
+    text_only: float = 0.10
+    chat_after_picture: float = 0.05
+    chat_with_picture: float = 0.0
+    thanks: float = 0.0
+    with_choices: bool = False
+
+
 SYSTEMS = (
     "You are a helpful assistant.",
     "Answer briefly.",
@@ -71,8 +86,8 @@ class Conversations:
     def chat_prompt(self, question: str) -> list[int]:
         return self._ids([Turn("user", (question,))], {})
 
-    def batch(self, rng: random.Random, size: int) -> list[Sample]:
-        return [self._sample(rng) for _ in range(size)]
+    def batch(self, rng: random.Random, size: int, mix: Mix) -> list[Sample]:
+        return [self._sample(rng, mix) for _ in range(size)]
 
     def reading(self, rng: random.Random) -> Reading:
         """A reading of made-up class scores, its certainty drawn by CERTAINTY_SHARES."""
@@ -85,6 +100,23 @@ class Conversations:
             reading = describe(self._made_up_scores(numbers), self._vocabulary)
             if reading.certainty == wanted:
                 return reading
+
+    def every_name(self, question: str) -> Iterator[tuple[str, Sample]]:
+        """For each class and each kind, a clear picture of it and its naming."""
+        vocabulary = self._vocabulary
+        kinds = zip(vocabulary.kind_of.tolist(), vocabulary.broad_of.tolist(), strict=True)
+        broad_of_kind = {kind: broad for kind, broad in kinds if kind >= 0}
+        for index, name in enumerate(vocabulary.names):
+            if index < len(vocabulary.kind_of):
+                kind, broad = int(vocabulary.kind_of[index]), int(vocabulary.broad_of[index])
+            elif index in broad_of_kind:
+                kind, broad = index, broad_of_kind[index]
+            else:
+                continue
+            readings: dict[str, Reading] = {}
+            image = self._image(Reading(CLEAR, index, -1, kind, broad), readings)
+            answer = Turn("assistant", (f"The picture shows {name}.",))
+            yield name, self._supervised([Turn("user", (image, question)), answer], readings)
 
     def _made_up_scores(self, rng: np.random.Generator) -> NDArray[np.float32]:
         """Softmax of a class, its look-alikes by the classifier's own rows, and noise."""
@@ -99,14 +131,14 @@ class Conversations:
         scores = np.exp(logits - logits.max())
         return (scores / scores.sum()).astype(np.float32)
 
-    def _sample(self, rng: random.Random) -> Sample:
-        questioner = Questioner(self._vocabulary, rng)
+    def _sample(self, rng: random.Random, mix: Mix) -> Sample:
+        questioner = Questioner(self._vocabulary, rng, with_choices=mix.with_choices)
         turns: list[Turn] = []
         readings: dict[str, Reading] = {}
         if rng.random() < OTHER_SYSTEM:
             turns.append(Turn("system", (rng.choice(SYSTEMS),)))
-        if rng.random() < TEXT_ONLY:
-            return self._finish_with_chat(turns, readings, rng)
+        if rng.random() < mix.text_only:
+            return self._finish_with_chat(turns, (), readings, rng)
         if rng.random() < SEVERAL_PICTURES:
             several = [self.reading(rng) for _ in range(rng.choice((2, 2, 3)))]
             images = [self._image(reading, readings) for reading in several]
@@ -117,6 +149,9 @@ class Conversations:
             ]
             return self._supervised(turns, readings)
         reading = self.reading(rng)
+        if mix.chat_with_picture and rng.random() < mix.chat_with_picture:
+            image = self._image(reading, readings)
+            return self._finish_with_chat(turns, (image,), readings, rng)
         for index in range(rng.choice((1, 1, 2, 3))):
             new = index == 0 or rng.random() < 0.1
             if new and index:
@@ -127,15 +162,22 @@ class Conversations:
                 Turn("user", (*image, exchange.question)),
                 Turn("assistant", (exchange.answer,)),
             ]
-        if rng.random() < CHAT_AFTER_PICTURE:
-            return self._finish_with_chat(turns, readings, rng)
+        if rng.random() < mix.chat_after_picture:
+            return self._finish_with_chat(turns, (), readings, rng)
+        if mix.thanks and rng.random() < mix.thanks:
+            exchange = questioner.thanks()
+            turns += [Turn("user", (exchange.question,)), Turn("assistant", (exchange.answer,))]
         return self._supervised(turns, readings)
 
     def _finish_with_chat(
-        self, turns: list[Turn], readings: dict[str, Reading], rng: random.Random
+        self,
+        turns: list[Turn],
+        images: tuple[ImageInput, ...],
+        readings: dict[str, Reading],
+        rng: random.Random,
     ) -> Sample:
         question, answer = rng.choice(self._chat)
-        start = self._ids([*turns, Turn("user", (question,))], readings)
+        start = self._ids([*turns, Turn("user", (*images, question))], readings)
         return Sample(start + answer, [False] * len(start) + [True] * len(answer))
 
     def _supervised(self, turns: list[Turn], readings: dict[str, Reading]) -> Sample:

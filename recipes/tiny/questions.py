@@ -180,6 +180,14 @@ CATEGORY = (
     "What category does it belong to?",
     "What sort of thing is this?",
 )
+CHOICE = (
+    "Is it {a} or {b}?",
+    "Is this {a} or {b}?",
+    "Does the picture show {a} or {b}?",
+    "Can you see {a} or {b}?",
+    "What is it, {a} or {b}?",
+)
+THANKS = ("Thanks!", "Thank you.", "thanks", "OK, thank you!", "Great, thanks.")
 SURE = ("Are you sure?", "Are you certain?", "How sure are you?", "Really?")
 # Things that are no class of the encoder, asked for all the same.
 OTHER_THINGS = (
@@ -244,13 +252,19 @@ class Exchange:
 
 
 class Questioner:
-    """Draws questions about readings. Seeded by its `random.Random`."""
+    """Draws questions about readings. Seeded by its `random.Random`.
 
-    def __init__(self, vocabulary: Vocabulary, rng: random.Random) -> None:
+    `with_choices` adds questions of the form "a cat or a dog?".
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, rng: random.Random, *, with_choices: bool = False
+    ) -> None:
         self._names = vocabulary.names
         self._rng = rng
         kinds = {*vocabulary.kind_of.tolist(), *vocabulary.broad_of.tolist()} - {-1}
         self._kinds = [self._names[i] for i in sorted(kinds)]
+        self._with_choices = with_choices
 
     def ask(self, reading: Reading) -> Exchange:
         """One question out of all sorts, with its answer."""
@@ -263,6 +277,8 @@ class Questioner:
             (0.04, self._sure),
             (0.03, self._category),
         ]
+        if self._with_choices:
+            sorts.append((0.10, self._choice))
         weights = [weight for weight, _ in sorts]
         return self._rng.choices([ask for _, ask in sorts], weights)[0](reading)
 
@@ -413,6 +429,26 @@ class Questioner:
         if wider >= 0 and wider != reading.name:
             answer += f", which is {self._names[wider]}"
         return Exchange(question, answer + ".")
+
+    def _choice(self, reading: Reading) -> Exchange:
+        """Two kinds to choose from, one of them right or neither."""
+        true = [i for i in (reading.kind, reading.broad) if i >= 0 and i != reading.name]
+        wrong = [k for k in self._kinds if k not in self._true_things(reading)]
+        asked = self._rng.sample(wrong, 2)
+        right = None
+        if true and self._rng.random() < 0.7:
+            right = self._names[self._rng.choice(true)]
+            asked[self._rng.randrange(2)] = right
+        question = self._rng.choice(CHOICE).format(a=asked[0], b=asked[1])
+        if reading.certainty == UNCLEAR:
+            return Exchange(question, UNKNOWN)
+        hedged = self._hedged(reading)
+        if right is None:
+            return Exchange(question, f"Not that I can tell; {hedged}.")
+        return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}, which is {right}.")
+
+    def thanks(self) -> Exchange:
+        return Exchange(self._rng.choice(THANKS), "You're welcome.")
 
     def _sure(self, reading: Reading) -> Exchange:
         question = self._rng.choice(SURE)

@@ -13,11 +13,12 @@ import json
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from classifier import load_checkpoint
-from conversations import Conversations, Sample
+from conversations import Conversations, Mix, Sample
 from decoder import LoraLinear, add_lora, load_decoder, save_lora
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
@@ -26,20 +27,44 @@ from weights import CACHE, DECODER, ENCODER, TINY_FILES
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
 
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`peak` is a share of the learning rate."""
+
+    steps: int
+    peak: float
+    mix: Mix
+
+
 TARGETS = ("q", "v", "o")
 RANK = 8
 BATCH = 12
 SAMPLES_A_PASS = 4
-STEPS = 240
 LEARNING_RATE = 2e-3
 WARMUP = 20
+# Two cosines. The second brings back the plain chat that the first one wore down.
+STAGES = (
+    Stage(steps=240, peak=1.0, mix=Mix()),
+    Stage(
+        steps=100,
+        peak=0.3,
+        mix=Mix(
+            text_only=0.3,
+            chat_after_picture=0.05,
+            chat_with_picture=0.06,
+            thanks=0.06,
+            with_choices=True,
+        ),
+    ),
+)
 SEED = 7
 CHECKPOINT_EVERY = 20
 CHAT_PROMPTS = Path(__file__).with_name("chat_prompts.txt")
 MAX_CHAT_TOKENS = 40
 
 
-def train(steps: int) -> None:
+def train() -> None:
     gguf = GgufFile(DECODER.fetch())
     model = load_decoder(gguf)
     tokenizer = read_tokenizer(gguf)
@@ -54,10 +79,11 @@ def train(steps: int) -> None:
     checkpoint = CACHE / "train.pt"
     start = resume(checkpoint, lora, optimizer)
     began = time.monotonic()
-    for step in range(start, steps):
+    plan = [(stage, step) for stage in STAGES for step in range(stage.steps)]
+    for step, (stage, step_of_stage) in list(enumerate(plan))[start:]:
         # A step's data depends on its number alone, so that a resumed run sees the same.
-        batch = conversations.batch(random.Random(SEED * 1_000_003 + step), BATCH)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule(step, steps)
+        batch = conversations.batch(random.Random(SEED * 1_000_003 + step), BATCH, stage.mix)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule(stage, step_of_stage)
         optimizer.zero_grad()
         loss, accuracy = backward(model, batch)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -68,15 +94,16 @@ def train(steps: int) -> None:
                 f"{step:4d} loss {loss:.4f} tokens right {accuracy:.4f} {minutes:.1f} min",
                 flush=True,
             )
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == len(plan):
             save(checkpoint, lora, optimizer, step + 1)
             save_lora(lora, TINY_FILES / "lora.npz")
 
 
-def schedule(step: int, steps: int) -> float:
+def schedule(stage: Stage, step: int) -> float:
     if step < WARMUP:
-        return (step + 1) / WARMUP
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+        return stage.peak * (step + 1) / WARMUP
+    angle = math.pi * (step - WARMUP) / (stage.steps - WARMUP)
+    return stage.peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(angle)))
 
 
 def to_bfloat16(model: LlamaForCausalLM) -> None:
@@ -159,9 +186,8 @@ def save(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
-    train(arguments.steps)
+    train()

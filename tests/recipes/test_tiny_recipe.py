@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conversations import Conversations
+from conversations import Conversations, Mix
 from evaluate import load_photos, verdict
 from numpy.typing import NDArray
 from projector import (
@@ -32,6 +32,7 @@ from edgevlm.models.onnx_export.graph import Graph
 
 VOCABULARY = load_vocabulary()
 WIDTH = 8
+EVERYTHING = Mix(0.2, 0.2, 0.2, 0.2, with_choices=True)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_the_vocabulary_is_a_thousand_classes_and_their_kinds() -> None:
 
 
 def test_answers_hold_no_name_but_those_read() -> None:
-    questioner = Questioner(VOCABULARY, random.Random(3))
+    questioner = Questioner(VOCABULARY, random.Random(3), with_choices=True)
     classes = sorted(VOCABULARY.names[:1000], key=len, reverse=True)
     for seed in range(400):
         reading = describe(softmax(scores(seed)), VOCABULARY)
@@ -139,7 +140,7 @@ def test_answers_hold_no_name_but_those_read() -> None:
 
 
 def test_what_is_unclear_is_never_named() -> None:
-    questioner = Questioner(VOCABULARY, random.Random(4))
+    questioner = Questioner(VOCABULARY, random.Random(4), with_choices=True)
     for _ in range(200):
         answer = questioner.ask(Reading(UNCLEAR, -1, -1, -1, -1)).answer
         assert answer.removeprefix("No, ").startswith("I can't tell"), answer
@@ -149,7 +150,7 @@ def test_only_answers_and_their_ends_are_to_be_learned(tokenizer: Tokenizer) -> 
     likeness = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
     conversations = Conversations(tokenizer, likeness)
     conversations.add_chat({"Hello!": tokenizer.encode("Hi.").ids})
-    for sample in conversations.batch(random.Random(5), 40):
+    for sample in conversations.batch(random.Random(5), 40, EVERYTHING):
         assert len(sample.ids) == len(sample.is_answer)
         spoken = [i for i, a in zip(sample.ids, sample.is_answer, strict=True) if a]
         assert tokenizer.token_to_id("<|im_start|>") not in spoken
@@ -162,8 +163,8 @@ def test_a_batch_depends_on_its_seed_alone(tokenizer: Tokenizer) -> None:
     first, second = (Conversations(tokenizer, rows) for _ in range(2))
     for conversations in (first, second):
         conversations.add_chat({"Hello!": [0]})
-    first.batch(random.Random(1), 3)
-    assert first.batch(random.Random(2), 5) == second.batch(random.Random(2), 5)
+    first.batch(random.Random(1), 3, EVERYTHING)
+    assert first.batch(random.Random(2), 5, Mix()) == second.batch(random.Random(2), 5, Mix())
 
 
 def test_a_class_of_an_accepted_kind_names_the_thing() -> None:
