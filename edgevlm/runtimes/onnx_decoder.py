@@ -138,8 +138,13 @@ class OnnxContext:
             )
         try:
             logits = self._run_in_chunks(cache, self._model.embed(parts), cancel)
-        except BaseException:
+        except BaseException as error:
             cache.truncate(self.length)
+            if isinstance(error, MemoryError):
+                raise RuntimeFailed(
+                    f"Not enough memory for a conversation of {self.length + count} tokens.",
+                    hint="Use fewer pictures, a new conversation or a smaller model.",
+                ) from error
             raise
         self.length += count
         return logits

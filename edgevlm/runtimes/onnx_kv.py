@@ -49,7 +49,7 @@ class SharedCache:
             self._binding.bind_cpu_input(name, array)
         # Bound anew, it gets an array of its own; a kept one would be overwritten.
         self._binding.bind_output("logits", "cpu")
-        self._session.run_bound(self._binding, cancel)
+        self._session.run_bound(self._binding, cancel, release=total - length > 1)
         return as_array(self._binding.get_outputs_as_ortvaluevector()[0])
 
     def truncate(self, length: int) -> None:
@@ -59,11 +59,11 @@ class SharedCache:
         capacity = max(self._capacity, _FIRST_CAPACITY)
         while capacity < wanted:
             capacity *= 2
-        self._capacity = min(capacity, self._limit)
-        grown = self._layout.empty(self._capacity)
+        capacity = min(capacity, self._limit)
+        grown = self._layout.empty(capacity)
         for old, new in zip(self.buffers, grown, strict=True):
             new[:, :, :filled] = old[:, :, :filled]
-        self.buffers = grown
+        self.buffers, self._capacity = grown, capacity
         # The order of binding is the order of outputs, and the logits come first.
         self._binding = self._session.new_binding()
         self._binding.bind_output("logits", "cpu")
@@ -86,7 +86,9 @@ class ChainedCache:
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         values = {name: to_ort(array) for name, array in feeds.items()}
         values.update(zip(self._layout.past, self._past, strict=True))
-        logits, *self._past = self._session.run(["logits", *self._layout.present], values, cancel)
+        logits, *self._past = self._session.run(
+            ["logits", *self._layout.present], values, cancel, release=total - length > 1
+        )
         return as_array(logits)
 
     def truncate(self, length: int) -> None:

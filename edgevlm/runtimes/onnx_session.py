@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from edgevlm.runtimes.onnx_quiet import onnxruntime
 Array: TypeAlias = NDArray[Any]
 # The package has no type information: an `onnxruntime.OrtValue`.
 OrtValue: TypeAlias = Any
-_T = TypeVar("_T")
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -51,7 +50,7 @@ class Session:
         self.path = path
         with _loading(path):
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), _session_options(threads), providers=["CPUExecutionProvider"]
+                str(path), session_options(threads), providers=["CPUExecutionProvider"]
             )
         self.inputs = {node.name: _port(node, path) for node in self._session.get_inputs()}
         self.outputs = {node.name: _port(node, path) for node in self._session.get_outputs()}
@@ -74,14 +73,10 @@ class Session:
         Raises Interrupted, RuntimeFailed.
         """
         session = self._opened()
-
-        def compute(options: Any) -> list[OrtValue]:
-            if release:
-                options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            values: list[OrtValue] = session.run_with_ort_values(outputs, feeds, options)
-            return values
-
-        return self._cancellable(compute, cancel)
+        values: list[OrtValue] = self._cancellable(
+            lambda options: session.run_with_ort_values(outputs, feeds, options), cancel, release
+        )
+        return values
 
     def call(self, feeds: Mapping[str, Array]) -> Array:
         """Compute the first output to its end: for what takes microseconds.
@@ -99,10 +94,12 @@ class Session:
         """An `onnxruntime.IOBinding`: inputs and outputs that stay bound between runs."""
         return self._opened().io_binding()
 
-    def run_bound(self, binding: Any, cancel: Cancel) -> None:
-        """Run with what is bound. Raises Interrupted, RuntimeFailed."""
+    def run_bound(self, binding: Any, cancel: Cancel, *, release: bool = False) -> None:
+        """`run` with what is bound."""
         session = self._opened()
-        self._cancellable(lambda options: session.run_with_iobinding(binding, options), cancel)
+        self._cancellable(
+            lambda options: session.run_with_iobinding(binding, options), cancel, release
+        )
 
     def close(self) -> None:
         """Drop the weights; they go when no context holds a binding any more."""
@@ -113,9 +110,11 @@ class Session:
             raise RuntimeFailed("The model was closed.", hint="Load it again.")
         return self._session
 
-    def _cancellable(self, compute: Callable[[Any], _T], cancel: Cancel) -> _T:
+    def _cancellable(self, compute: Callable[[Any], Any], cancel: Cancel, release: bool) -> Any:
         # Options for each run, as a terminate flag would end later runs too. They cost 0.5 us.
         options = onnxruntime.RunOptions()
+        if release:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         cancel.check()
         try:
             with cancel.calling(lambda: setattr(options, "terminate", True)):
@@ -157,7 +156,7 @@ def refusal(path: Path, what: str) -> ModelCorrupt:
     )
 
 
-def _session_options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -35,7 +35,7 @@ from edgevlm.engine.contract import LoadOptions, ModelFiles
 from edgevlm.engine.decode import decode
 from edgevlm.engine.sampling import Sampling
 from edgevlm.runtimes.onnx_decoder import OnnxLanguageModel
-from edgevlm.runtimes.onnx_session import _session_options
+from edgevlm.runtimes.onnx_session import session_options
 
 OURS = "EdgeVLM"
 
@@ -293,7 +293,7 @@ def run(files: ModelFiles, options: argparse.Namespace) -> dict[str, Any]:
     loops: dict[str, Loop] = {
         "bare, numpy": Bare(files, defaults, bound=False),
         "bare, bound": Bare(files, defaults, bound=True),
-        "bare, bound, our options": Bare(files, _session_options(options.threads), bound=True),
+        "bare, bound, our options": Bare(files, session_options(options.threads), bound=True),
         OURS: our_loop(files, options.threads),
     }
     prompt = np.random.default_rng(0).integers(0, 256, options.prompt)

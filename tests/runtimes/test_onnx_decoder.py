@@ -17,6 +17,9 @@ from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions
 from edgevlm.errors import Interrupted, PromptTooLong, RuntimeFailed
 from edgevlm.runtimes.onnx_decoder import OnnxContext, OnnxLanguageModel
+from edgevlm.runtimes.onnx_kv import SharedCache
+from edgevlm.runtimes.onnx_layout import CacheLayout, cache_layout
+from edgevlm.runtimes.onnx_session import Session
 
 VARIANTS = {
     "plain": Mini(),
@@ -163,6 +166,7 @@ def test_logits_belong_to_the_caller(tmp_path: Path, name: str) -> None:
     case = load(tmp_path, name)
     context = case.model.new_context()
     first = context.extend([case.ids(4)], Cancel())
+    assert first.base is None, "one row, not a view that keeps all four"
     kept = first.copy()
     context.extend([case.ids(4)], Cancel())
     np.testing.assert_array_equal(first, kept)
@@ -191,9 +195,9 @@ def test_nothing_to_append(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("run", [1, 2], ids=["first chunk", "second chunk"])
-def test_cancelled_within_a_run_it_goes_on_as_if_never_asked(
-    tmp_path: Path, name: str, run: int
+@pytest.mark.parametrize(("run", "count"), [(1, 400), (2, 1000)], ids=["only", "second"])
+def test_cancelled_within_its_last_chunk_it_goes_on_as_if_never_asked(
+    tmp_path: Path, name: str, run: int, count: int
 ) -> None:
     case = load(tmp_path, name, context=1500)
     context = case.model.new_context()
@@ -201,7 +205,7 @@ def test_cancelled_within_a_run_it_goes_on_as_if_never_asked(
     context.extend([start], Cancel())
     cancel = CallAtRun(run)
     with pytest.raises(Interrupted):
-        context.extend([case.ids(1000)], cancel)
+        context.extend([case.ids(count)], cancel)
     assert cancel.runs == run
     assert context.length == 30
     case.check(context.extend([rest], Cancel()), start, rest)
@@ -262,6 +266,25 @@ def test_a_failed_run_changes_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", ["gqa"])
+def test_no_memory_for_a_longer_cache(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = load(tmp_path, name, context=1500)
+    context = case.model.new_context()
+    start, rest = case.ids(30), case.ids(600)
+    context.extend([start], Cancel())
+
+    def full(layout: CacheLayout, positions: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheLayout, "empty", full)
+        with pytest.raises(RuntimeFailed, match="memory for a conversation of 630 tokens"):
+            context.extend([rest], Cancel())
+    case.check(context.extend([rest], Cancel()), start, rest)
+
+
 def test_closed(tmp_path: Path) -> None:
     case = load(tmp_path, "plain")
     context = case.model.new_context()
@@ -276,10 +299,6 @@ def test_closed(tmp_path: Path) -> None:
 
 def test_in_place_buffers_are_written_and_not_copied(tmp_path: Path) -> None:
     """The claim behind `in_place`, on the cache itself."""
-    from edgevlm.runtimes.onnx_kv import SharedCache
-    from edgevlm.runtimes.onnx_layout import cache_layout
-    from edgevlm.runtimes.onnx_session import Session
-
     mini = Mini(attention="gqa")
     write_decoder(tmp_path / "decoder.onnx", mini, make_weights(mini))
     session = Session(tmp_path / "decoder.onnx", threads=1)

@@ -87,9 +87,9 @@ def test_another_size_than_the_graph_takes(tmp_path: Path) -> None:
         encoder(tmp_path).encode(picture(1, size=12), Cancel())
 
 
-def test_cancelled_between_tiles_it_works_again(tmp_path: Path) -> None:
+def test_cancelled_within_the_last_tile_it_works_again(tmp_path: Path) -> None:
     vision = encoder(tmp_path)
-    image = picture(5)
+    image = picture(2)
 
     class AtSecondTile(Cancel):
         runs = 0
