@@ -81,12 +81,15 @@ def chat(
 
 
 def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, list[Any]]:
-    from edgevlm.media import find_image_paths
+    from edgevlm.media import find_image_paths, missing_picture
 
     pictures: list[Any] = [sys.stdin.buffer.read() if i == "-" else i for i in images]
     if prompt is None:
         return None, pictures
     question, found = find_image_paths(prompt, shown_before=len(pictures))
+    missing = missing_picture(question)
+    if missing:
+        click.echo(f"There is no file {missing}: it is read as text.", err=True)
     return question, [*pictures, *found]
 
 

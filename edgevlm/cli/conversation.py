@@ -10,7 +10,7 @@ import click
 
 from edgevlm.cli.background import read
 from edgevlm.errors import EdgeVLMError, UsageError
-from edgevlm.media import find_image_paths, load_image
+from edgevlm.media import find_image_paths, load_image, missing_picture
 from edgevlm.messages import Reply
 from edgevlm.session import Session, media_limits
 
@@ -67,6 +67,9 @@ class _Conversation:
 
     def answer(self, line: str) -> None:
         question, found = find_image_paths(line, shown_before=len(self._pictures))
+        missing = missing_picture(question)
+        if missing:
+            click.echo(f"There is no file {missing}: it is read as text.", err=True)
         # Decoded first: a picture that fails must not cost those shown before it.
         pictures = [*self._pictures, *(self._load(path) for path in found)]
         stream = self._session.stream(question, pictures, **self._options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.media.limits import MediaLimits
-from edgevlm.media.mentions import find_image_paths
+from edgevlm.media.mentions import find_image_paths, missing_picture
 from edgevlm.media.source import load_image
 
-__all__ = ["MediaLimits", "find_image_paths", "load_image"]
+__all__ = ["MediaLimits", "find_image_paths", "load_image", "missing_picture"]

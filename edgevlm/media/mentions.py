@@ -70,6 +70,16 @@ def find_image_paths(prompt: str, *, shown_before: int = 0) -> tuple[str, list[s
     return (text + prompt[done:]).strip(), [mention.source for mention in mentions]
 
 
+def missing_picture(text: str) -> str | None:
+    """The first word of a question, its pictures taken out, that still looks like one's name."""
+    for word in text.split():
+        name = word.strip("\"'()[]<>,;:?!")
+        end = _EXTENSION.search(name)
+        if end and 0 < end.start() and end.end() == len(name):
+            return name
+    return None
+
+
 def _noun(position: int, count: int) -> str:
     if count == 1:
         return "the picture"

@@ -102,6 +102,14 @@ def test_a_path_in_the_prompt_is_a_picture(
     assert json.loads(out)["usage"]["image_tokens"] > 0
 
 
+def test_a_named_picture_that_is_not_there_is_told(
+    chat: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, err = chat("What is in holiday.jpg?", "--max-tokens", "1")
+    assert (code, err) == (0, "There is no file holiday.jpg: it is read as text.\n")
+    assert chat("What is a .jpg file?", "--max-tokens", "1")[2] == ""
+
+
 def test_without_prompt_and_terminal_it_describes(
     chat: Callable[..., tuple[int, str, str]], photo: Path
 ) -> None:
