@@ -75,7 +75,7 @@ def missing_picture(text: str) -> str | None:
     for word in text.split():
         name = word.strip("\"'()[]<>,;:?!")
         end = _EXTENSION.search(name)
-        if end and 0 < end.start() and end.end() == len(name):
+        if end and end.start() > 0 and end.end() == len(name):
             return name
     return None
 
