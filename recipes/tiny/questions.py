@@ -222,7 +222,7 @@ SYNONYMS = {
     "a cat": ("a cat", "a kitten"),
     "a dog": ("a dog", "a puppy"),
     "an airplane": ("a plane", "an aircraft"),
-    "a motorbike": ("a motorcycle", "a motorbike"),
+    "a motorcycle": ("a motorcycle", "a motorbike"),
     "a shark": ("a fish",),
     "a ray": ("a fish",),
     "a boat": ("a ship",),

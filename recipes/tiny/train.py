@@ -2,7 +2,7 @@
 
     python recipes/tiny/train.py
 
-Takes about 25 minutes on 2 cores with bfloat16 instructions. Stop it whenever; the same
+Takes half an hour on 2 cores with bfloat16 instructions. Stop it whenever; the same
 command goes on from the last of its checkpoints in build/tiny/.
 """
 
