@@ -1,0 +1,21 @@
+"""A copy assembled by an older EdgeVLM is rebuilt only when the catalog's `edition` rises."""
+
+from __future__ import annotations
+
+import hashlib
+
+from edgevlm.models.catalog import load_catalog
+from edgevlm.models.tiny import SHIPPED
+
+# SHA-256 over the shipped parts, for each edition that was made. When this test fails, raise
+# `edition` of edgevlm-tiny in catalog.toml and add its line; never change a released one.
+EDITIONS = {1: "d80018c10dc773e445b4c159d7545ea55284b72fdf1608821aa460e6f57b42a3"}
+
+
+def test_other_parts_are_another_edition() -> None:
+    digest = hashlib.sha256()
+    for path in sorted(SHIPPED.iterdir()):
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    edition = load_catalog().entries["edgevlm-tiny"].runtimes["onnx"].edition
+    assert EDITIONS[edition] == digest.hexdigest()
