@@ -30,6 +30,7 @@ def decode(
     `logits` [n_vocab] are of the prompt's last position; `step(id)` appends an id and
     returns the next ones. `seen` are the prompt's ids, for a repetition penalty; `room`
     is how many more positions the context holds. A cancel ends the stream without an error.
+    Raises RuntimeFailed where logits are not finite, and what `step` raises but Interrupted.
     """
     sampler = Sampler(sampling, seen)
     detokenizer = Detokenizer(tokenizer)
@@ -38,6 +39,8 @@ def decode(
     for count in range(1, limit + 1):
         if cancel.is_set:
             return "cancelled"
+        # First of all, since it refuses logits that are not finite: no draw can be made of them.
+        normalizer = log_normalizer(logits)
         chosen = sampler.choose(logits)
         stopped = chosen in stop_ids
         text, met = stops.push("" if stopped else detokenizer.push(chosen))
@@ -45,7 +48,6 @@ def decode(
         if last and not met:
             rest, met = stops.push(detokenizer.flush())
             text += rest if met else rest + stops.flush()
-        normalizer = log_normalizer(logits)
         yield Token(
             id=chosen,
             text=text,

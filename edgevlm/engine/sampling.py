@@ -37,9 +37,12 @@ class Sampling:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
-        _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "> 0")
+        penalty = self.repetition_penalty
+        _require(0 < penalty <= 100, "repetition_penalty", penalty, "above 0, up to 100")
+        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         _require(0 <= self.top_logprobs <= 100, "top_logprobs", self.top_logprobs, "0 to 100")
-        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+        whole = isinstance(self.stop, tuple) and all(self.stop)
+        _require(whole, "stop", self.stop, "a tuple of strings that are not empty")
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -96,8 +99,10 @@ class Sampler:
     def _draw(self, logits: NDArray[np.float32]) -> int:
         s = self._sampling
         ids = top_k_ids(logits, s.top_k) if s.top_k else np.argsort(-logits, kind="stable")
-        scaled = logits[ids].astype(np.float64) / s.temperature
-        probabilities = np.exp(scaled - scaled[0])
+        # The best first: its 0 stays one at the smallest temperature, where a logit would overflow.
+        below = logits[ids].astype(np.float64) - logits[ids[0]]
+        with np.errstate(over="ignore"):
+            probabilities = np.exp(below / s.temperature)
         probabilities /= probabilities.sum()
         keep = probabilities >= s.min_p * probabilities[0]
         if s.top_p < 1:

@@ -178,11 +178,13 @@ def test_cancel_inside_a_step(tokenizer: Tokenizer) -> None:
     assert end.value.value == "cancelled"
 
 
-def test_logits_that_are_not_finite_are_an_error(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(tokenizer: Tokenizer, temperature: float) -> None:
     logits = np.zeros(VOCAB, np.float32)
     logits[7] = np.nan
+    sampling = Sampling(temperature=temperature)
     steps = decode(
-        logits, lambda _: logits, tokenizer, Sampling(), stop_ids=frozenset(), cancel=Cancel()
+        logits, lambda _: logits, tokenizer, sampling, stop_ids=frozenset(), cancel=Cancel()
     )
     with pytest.raises(RuntimeFailed, match="not finite"):
         next(steps)

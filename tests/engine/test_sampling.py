@@ -32,6 +32,12 @@ def test_temperature_sharpens() -> None:
     assert shares == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-320])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, seed=0), ())
+    assert {sampler.choose(LOGITS) for _ in range(20)} == {0}
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
@@ -96,7 +102,10 @@ def test_top_k_ids_are_ordered_and_bounded() -> None:
         {"top_k": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
+        {"repetition_penalty": float("inf")},
+        {"seed": -1},
         {"stop": ("",)},
+        {"stop": "END"},
         {"top_logprobs": -1},
     ],
 )
