@@ -151,6 +151,23 @@ def test_another_layout(
     refused(files, kind, text, capfd)
 
 
+def test_a_number_type_that_numpy_lacks(
+    files: ModelFiles, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def widen(model: onnx.ModelProto) -> None:
+        (node,) = model.graph.node
+        node.output[0] = "narrow"
+        model.graph.node.append(
+            onnx.helper.make_node(
+                "Cast", ["narrow"], ["inputs_embeds"], to=onnx.TensorProto.BFLOAT16
+            )
+        )
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+
+    edit(files.roles["embed_tokens"], widen)
+    refused(files, NotSupported, r"'inputs_embeds' as tensor\(bfloat16\)", capfd)
+
+
 def test_parts_of_two_models(files: ModelFiles, capfd: pytest.CaptureFixture[str]) -> None:
     other = Mini(hidden=64)
     write_embeddings(files.roles["embed_tokens"], other, make_weights(other))
