@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -42,8 +41,3 @@ class Family(Protocol):
         Text never turns into special tokens: a user who types `<image>` gets these
         letters. Raises TemplateError.
         """
-
-
-class FamilyFactory(Protocol):
-    def __call__(self, folder: Path) -> Family:
-        """Read the family's files from a model folder. Raises ModelCorrupt."""

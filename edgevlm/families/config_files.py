@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from edgevlm.errors import ModelCorrupt
 
-_HINT = "Fetch the model again, or check that the folder is complete."
+FETCH_AGAIN = "Fetch the model again, or check that the folder is complete."
+_LARGEST = 1e6
 
 
 class ConfigFile:
@@ -48,24 +51,40 @@ class ConfigFile:
         return value
 
     def numbers(self, field: str, count: int, default: float) -> tuple[float, ...]:
-        """`count` numbers; one number stands for all of them."""
+        """`count` finite numbers; one number stands for all of them."""
         value = self.fields.get(field, default)
         values = [value] * count if not isinstance(value, list) else value
-        if len(values) != count or not all(type(v) in (int, float) for v in values):
+        if len(values) != count or not all(map(_is_number, values)):
             raise self.corrupt(f"needs {count} numbers as {field!r}, not {value!r}")
         return tuple(map(float, values))
 
     def corrupt(self, what: str) -> ModelCorrupt:
-        return ModelCorrupt(f"{self.name} {what}.", hint=_HINT)
+        return ModelCorrupt(f"{self.name} {what}.", hint=FETCH_AGAIN)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read `tokenizer.json`. Raises ModelCorrupt."""
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelCorrupt(f"The model has no {path.name}.", hint=FETCH_AGAIN) from error
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ModelCorrupt(f"{path.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
+
+
+def _is_number(value: object) -> bool:
+    # JSON as Python reads it knows NaN and Infinity, and whole numbers of any length.
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelCorrupt(f"The model has no {path.name}.", hint=_HINT) from error
+        raise ModelCorrupt(f"The model has no {path.name}.", hint=FETCH_AGAIN) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelCorrupt(f"{path.name} can't be read: {error}.", hint=_HINT) from error
+        raise ModelCorrupt(f"{path.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
     if not isinstance(content, dict):
-        raise ModelCorrupt(f"{path.name} is not a JSON object.", hint=_HINT)
+        raise ModelCorrupt(f"{path.name} is not a JSON object.", hint=FETCH_AGAIN)
     return content

@@ -83,7 +83,7 @@ def _stand_in(text: str, texts: list[str]) -> str:
     if not core:
         return text
     before, after = text.split(core, 1)
-    texts.append(_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", core))
+    texts.append(core)
     return f"{before}\ue000{len(texts) - 1}\ue001{after}"
 
 
@@ -148,6 +148,8 @@ class MarkupTokenizer:
         return [self._markup.get(part, part) for part in self._pattern.split(piece.text)]
 
     def encode_letters(self, text: str) -> list[int]:
+        # Lone surrogates are no text, and a tokenizer can't take them.
+        text = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
         ids: list[int] = self._letters.encode(text, add_special_tokens=False).ids
         if not self._markup_ids.isdisjoint(ids):
             raise TemplateError("The tokenizer turns plain text into special tokens.", hint=_HINT)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
 from edgevlm.errors import ModelCorrupt, TemplateError
 from edgevlm.families.base import Detail, Turn
-from edgevlm.families.config_files import ConfigFile
+from edgevlm.families.config_files import FETCH_AGAIN, ConfigFile, read_tokenizer
 from edgevlm.families.idefics3_image import TilingSettings, prepare
 from edgevlm.families.layout import Markup, MarkupTokenizer, Piece, images_of, render_turns
 from edgevlm.families.template import ChatTemplate
@@ -26,7 +26,6 @@ from edgevlm.families.template import ChatTemplate
 _AROUND_IMAGE = "<fake_token_around_image>"
 _GLOBAL_IMAGE = "<global-img>"
 _END_OF_TURN = "<end_of_utterance>"
-_HINT = "Fetch the model again, or check that the folder is complete."
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -55,7 +54,7 @@ class SmolVLM:
     def from_folder(cls, folder: Path) -> SmolVLM:
         """Read a model folder. Raises ModelCorrupt naming what is missing or inconsistent."""
         config = ConfigFile.read(folder, "config.json")
-        tokenizer = _read_tokenizer(folder)
+        tokenizer = _suitable_tokenizer(folder)
         specials = _special_tokens(folder)
         return cls(
             tokenizer,
@@ -98,14 +97,8 @@ class SmolVLM:
         ]
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelCorrupt("The model has no tokenizer.json.", hint=_HINT) from error
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise ModelCorrupt(f"tokenizer.json can't be read: {error}.", hint=_HINT) from error
+def _suitable_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = read_tokenizer(folder)
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.lstrip or token.rstrip or token.single_word:
             raise ModelCorrupt(
@@ -122,7 +115,7 @@ def _read_template(folder: Path) -> str:
         try:
             return own.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise ModelCorrupt(f"{own.name} can't be read: {error}.", hint=_HINT) from error
+            raise ModelCorrupt(f"{own.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         template = ConfigFile.read_if_there(folder, name).fields.get("chat_template")
         if isinstance(template, list):
@@ -130,7 +123,7 @@ def _read_template(folder: Path) -> str:
             template = named[0].get("template") if named else None
         if isinstance(template, str):
             return template
-    raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=_HINT)
+    raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=FETCH_AGAIN)
 
 
 def _read_tiling(folder: Path, config: ConfigFile) -> TilingSettings:
@@ -162,7 +155,7 @@ def _image_id(config: ConfigFile, tokenizer: Tokenizer) -> int:
     if image_id not in added:
         raise config.corrupt(f"names token {image_id} for pictures, tokenizer.json has no such")
     if tokenizer.token_to_id(_AROUND_IMAGE) not in added:
-        raise ModelCorrupt(f"tokenizer.json has no token {_AROUND_IMAGE!r}.", hint=_HINT)
+        raise ModelCorrupt(f"tokenizer.json has no token {_AROUND_IMAGE!r}.", hint=FETCH_AGAIN)
     return image_id
 
 

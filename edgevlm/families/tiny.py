@@ -19,14 +19,14 @@ from tokenizers import Tokenizer
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
 from edgevlm.errors import ModelCorrupt
 from edgevlm.families.base import Detail, Turn
-from edgevlm.families.config_files import ConfigFile
+from edgevlm.families.config_files import FETCH_AGAIN, ConfigFile, read_tokenizer
 from edgevlm.families.layout import Letters, Markup, MarkupTokenizer, Piece, images_of
 
 # SmolLM2's own, so that it chats as it learned to.
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _TURN_START, _TURN_END, _END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+_MAX_SIDE = 4096
 _BEFORE_IMAGE, _AFTER_IMAGE = Markup("Picture:"), Markup("\n")
-_HINT = "Fetch the model again, or check that the folder is complete."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,13 @@ class Preprocessing:
         """Raises ModelCorrupt."""
         config = ConfigFile.read(folder, "preprocessor_config.json")
         size = config.nested("size")
-        return cls(
-            height=size.positive("height"),
-            width=size.positive("width"),
-            mean=config.numbers("image_mean", 3, 0.5),
-            std=config.numbers("image_std", 3, 0.5),
-        )
+        height, width = size.positive("height"), size.positive("width")
+        if max(height, width) > _MAX_SIDE:
+            raise config.corrupt(f"resizes to {width} x {height} pixels, above {_MAX_SIDE}")
+        std = config.numbers("image_std", 3, 0.5)
+        if not all(std):
+            raise config.corrupt("divides by a zero in 'image_std'")
+        return cls(height, width, config.numbers("image_mean", 3, 0.5), std)
 
 
 class TinyFamily:
@@ -71,12 +72,7 @@ class TinyFamily:
         """Read config.json, preprocessor_config.json and tokenizer.json. Raises ModelCorrupt."""
         config = ConfigFile.read(folder, "config.json")
         image_tokens = config.nested("vision_config").positive("image_tokens")
-        path = folder / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises a bare Exception
-            raise ModelCorrupt(f"{path.name} can't be read: {error}.", hint=_HINT) from error
-        return cls(tokenizer, Preprocessing.read(folder), image_tokens)
+        return cls(read_tokenizer(folder), Preprocessing.read(folder), image_tokens)
 
     def preprocess(self, pixels: NDArray[np.uint8], detail: Detail = "auto") -> ImageInput:
         """Squash RGB uint8 [H, W, 3] to the encoder's square; there are no tiles at any `detail`.
@@ -115,8 +111,7 @@ def _pieces(turns: Sequence[Turn]) -> Iterator[Piece]:
         yield Markup(f"{_TURN_START}{turn.role}\n")
         for part in turn.content:
             if isinstance(part, str):
-                # Lone surrogates are no text: a tokenizer can't take them.
-                yield Letters(part.encode("utf-8", "replace").decode("utf-8"))
+                yield Letters(part)
                 continue
             yield _BEFORE_IMAGE
             yield ImageSlot(n_images, 0, part.n_tokens)
@@ -129,5 +124,5 @@ def _pieces(turns: Sequence[Turn]) -> Iterator[Piece]:
 def _special_id(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
-        raise ModelCorrupt(f"tokenizer.json has no {token}.", hint=_HINT)
+        raise ModelCorrupt(f"tokenizer.json has no {token}.", hint=FETCH_AGAIN)
     return int(token_id)

@@ -124,6 +124,12 @@ def test_lone_surrogates_do_not_break_the_tokenizer(case: Case) -> None:
     assert "caf\N{REPLACEMENT CHARACTER}" in text_of(case.family, ids_of(prompt, case.image_id))
 
 
+def test_lone_surrogates_of_a_template_do_not_break_the_tokenizer() -> None:
+    """A template in JSON can spell them."""
+    tokenizer = Tokenizer(models.BPE({"a": 0}, [], unk_token="a"))
+    assert MarkupTokenizer(tokenizer).encode([Markup("\ud800")]) == ((0,),)
+
+
 @pytest.mark.parametrize("content", [(), ("",), (" \n",)])
 def test_a_turn_without_words(case: Case, content: tuple[str, ...]) -> None:
     ids = ids_of(case.family.render([Turn("user", content)]), case.image_id)

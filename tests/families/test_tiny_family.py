@@ -110,6 +110,11 @@ def test_typed_text_never_becomes_a_special_token(family: TinyFamily, typed: str
     assert family.tokenizer.decode(tricky).count(typed) == 1
 
 
+def test_a_lone_surrogate_is_no_letter(family: TinyFamily) -> None:
+    ids = [i for part in family.render([Turn("user", ("caf\udce9",))]).parts for i in part]  # type: ignore[union-attr]
+    assert "caf\N{REPLACEMENT CHARACTER}" in family.tokenizer.decode(ids)
+
+
 def test_an_answer_stops_at_the_end_of_its_turn_or_of_the_text(family: TinyFamily) -> None:
     ends = {family.tokenizer.token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
     assert family.stop_ids == ends
@@ -154,6 +159,8 @@ def test_another_normalisation_is_another_key(
         ("config.json", "[]"),
         ("config.json", '{"vision_config": {}}'),
         ("preprocessor_config.json", '{"size": 260}'),
+        ("preprocessor_config.json", '{"size": {"height": 9, "width": 1000000}}'),
+        ("preprocessor_config.json", '{"size": {"height": 9, "width": 9}, "image_std": 0}'),
         ("preprocessor_config.json", None),
         ("tokenizer.json", None),
         ("tokenizer.json", "{}"),
