@@ -88,7 +88,7 @@ class OnnxLanguageModel:
         """
         count = min(3, self.context_length)
         try:
-            embeddings = self.embed([np.zeros(count, np.int64)])
+            embeddings = self.embed([np.arange(count)])
             chained = self._last_logits(ChainedCache(self._decoder, self._layout), embeddings)
         except RuntimeFailed as error:
             raise refusal(self._decoder.path, f"a first run fails ({error.message})") from error
@@ -107,7 +107,8 @@ class OnnxLanguageModel:
     def _last_logits(self, cache: KvCache, embeddings: Array) -> Logits:
         """Logits after all of them, the last one run on top of the others."""
         cancel = Cancel()
-        self.run(cache, embeddings[:-1], 0, cancel)
+        if len(embeddings) > 1:
+            self.run(cache, embeddings[:-1], 0, cancel)
         return self.run(cache, embeddings[-1:], len(embeddings) - 1, cancel)
 
 

@@ -41,7 +41,7 @@ class Port:
 
 
 class Session:
-    """A loaded graph. Runs from several threads at once are safe, `close` during one is not.
+    """A loaded graph, which several threads may run at once.
 
     Raises ModelCorrupt, NotSupported or DoesNotFit when the file can't be loaded.
     """

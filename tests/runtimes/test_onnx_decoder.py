@@ -184,6 +184,13 @@ def test_a_prompt_longer_than_the_context_changes_nothing(tmp_path: Path, name: 
     case.check(context.extend([rest], Cancel()), start, rest)
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_a_context_of_one_token(tmp_path: Path, name: str) -> None:
+    case = load(tmp_path, name, context_length=1)
+    only = case.ids(1)
+    case.check(case.model.new_context().extend([only], Cancel()), only)
+
+
 def test_the_options_never_raise_the_limit(tmp_path: Path) -> None:
     assert load(tmp_path, "plain", context_length=100_000).model.context_length == 160
 
