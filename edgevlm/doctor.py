@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgevlm.engine.sampling import log_normalizer
 from edgevlm.errors import EdgeVLMError
 from edgevlm.families.base import Turn
 from edgevlm.model import Model, load_model
+from edgevlm.models.hub import endpoint, endpoint_shown
 from edgevlm.models.store import Store
 from edgevlm.runtimes import get_runtime, installed_runtimes
 from edgevlm.settings import Settings
@@ -77,10 +78,9 @@ def runtimes() -> Iterator[Finding]:
 
 
 def state(settings: Settings) -> Iterator[Finding]:
-    folder = settings.home
-    while not folder.exists():
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+    # On Windows there may be no such drive.
+    folder = next((f for f in (settings.home, *settings.home.parents) if f.exists()), None)
+    if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK)):
         yield Finding(
             "state", "home", "fail", f"{settings.home} can't be written", "Set EDGEVLM_HOME."
         )
@@ -97,33 +97,34 @@ def hub(settings: Settings) -> Iterator[Finding]:
         return
     import httpx
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    shown = endpoint_shown()
     try:
-        httpx.head(endpoint, timeout=HUB_TIMEOUT_S)
+        httpx.head(endpoint(), timeout=HUB_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         yield Finding(
             "network",
             "hub",
             "note",
-            f"{endpoint} can't be reached ({type(error).__name__})",
+            f"{shown} can't be reached ({type(error).__name__})",
             "Installed models and the built-in one work without it.",
         )
     else:
-        yield Finding("network", "hub", "ok", f"{endpoint} answers")
+        yield Finding("network", "hub", "ok", f"{shown} answers")
 
 
 def models(settings: Settings) -> Iterator[Finding]:
-    names = [entry.name for entry in Store(settings).list()]
-    if not names:
+    installed = Store(settings).list()
+    if not installed:
         yield Finding("model", "none", "note", "no model is installed", "The first chat gets one.")
-    for name in names:
-        yield from model(name, settings)
+    for version in installed:
+        yield from model(version.name, replace(settings, runtime=version.runtime))
 
 
 def model(name: str, settings: Settings) -> Iterator[Finding]:
-    """Load a model and check that its parts belong together."""
+    """Load a model as it is here and check that its parts belong together."""
     try:
-        with load_model(name, settings=settings) as loaded:
+        # Offline, or a model of which there is a newer edition would be fetched.
+        with load_model(name, settings=replace(settings, offline=True)) as loaded:
             parts = [f"{part} on {runtime}" for part, runtime in loaded.runtime.items()]
             yield Finding("model", name, "ok", "; ".join([", ".join(parts), loaded.quantization]))
             yield from put_together(loaded)

@@ -44,7 +44,7 @@ def list_files(hub: HubId) -> HubListing:
     """Ask what `hub` holds, within a few seconds. Raises UnknownModel, ModelUnavailable."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=_endpoint())
+    api = HfApi(endpoint=endpoint())
     try:
         info = _within(
             _LISTING_SECONDS,
@@ -87,7 +87,7 @@ def _stream(source: HubSource, receiver: Receiver) -> None:
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(
-        source.hub.repo_id, source.path, revision=source.hub.revision, endpoint=_endpoint()
+        source.hub.repo_id, source.path, revision=source.hub.revision, endpoint=endpoint()
     )
     if receiver.size and receiver.expected.size is None:
         receiver.restart()
@@ -122,9 +122,16 @@ def _copy_from_cache(source: HubSource, receiver: Receiver) -> bool:
     return True
 
 
-def _endpoint() -> str | None:
-    # huggingface_hub reads it once, at its import.
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+def endpoint() -> str:
+    """The hub's address. huggingface_hub itself reads the setting once, at its import."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def endpoint_shown() -> str:
+    """The same for people, without the user name and password of a mirror's address."""
+    scheme, separator, rest = endpoint().partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _expected(sibling: Any) -> tuple[str, Expected]:
@@ -193,13 +200,13 @@ def _raise_explained(error: Exception, hub: HubId, path: str) -> NoReturn:
         raise _refused(error, hub, path) from error
     if isinstance(error, (_http_error(), TimeoutError)):
         raise ModelUnavailable(
-            f"Can't reach the hub at {_host()} for {hub.repo_id}: {_reason(error)}.",
+            f"Can't reach the hub at {endpoint_shown()} for {hub.repo_id}: {_reason(error)}.",
             hint="Check the connection and HF_ENDPOINT; what came so far is kept.",
             retryable=True,
         ) from error
     if isinstance(error, (ValueError, TypeError, KeyError, AttributeError)):
         raise ModelUnavailable(
-            f"{_host()} did not answer like a Hugging Face hub: {_reason(error)}.",
+            f"{endpoint_shown()} did not answer like a Hugging Face hub: {_reason(error)}.",
             hint="Check HF_ENDPOINT, and whether the network asks for a login first.",
         ) from error
     raise error
@@ -213,7 +220,7 @@ def _refused(error: Any, hub: HubId, path: str) -> ModelUnavailable | UnknownMod
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return ModelUnavailable(
             f"The hub refuses access to {what}.",
-            hint=f"Accept its terms at {_host()}/{hub.repo_id} and set HF_TOKEN to a token"
+            hint=f"Accept its terms at {endpoint_shown()}/{hub.repo_id} and set HF_TOKEN to a token"
             " of that account.",
             retryable=False,
         )
@@ -243,10 +250,6 @@ def _refused(error: Any, hub: HubId, path: str) -> ModelUnavailable | UnknownMod
         hint="Try again later.",
         retryable=status in _TRANSIENT,
     )
-
-
-def _host() -> str:
-    return _endpoint() or "https://huggingface.co"
 
 
 def _reason(error: BaseException) -> str:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import HubServer
 
 from edgevlm import load_model
 from edgevlm.cli import run
-from edgevlm.doctor import model, put_together
+from edgevlm.doctor import model, models, put_together
+from edgevlm.models.layout import discover
+from edgevlm.models.publish import Manifest, PublishedFile, publish
+from edgevlm.models.receive import hash_file
 from edgevlm.settings import load_settings
 
 CLOSED = "http://127.0.0.1:9"
@@ -44,6 +48,41 @@ def test_a_home_that_cannot_be_made_is_a_failure(
     monkeypatch.setenv("EDGEVLM_OFFLINE", "1")
     assert run(["doctor"]) == 1
     assert "✗ state: home" in capsys.readouterr().out
+
+
+def test_no_password_of_the_hub_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", CLOSED.replace("//", "//me:hunter2@"))
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"{CLOSED} can't be reached" in out
+    assert "hunter2" not in out
+
+
+def test_models_are_examined_as_they_are_and_not_fetched(
+    smolvlm: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(smolvlm, home, "smolvlm-256m")
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        findings = list(models(load_settings()))
+    assert [f.status for f in findings] == ["ok"] * 4
+    assert hub.requests == []
+
+
+def _install(folder: Path, home: Path, name: str) -> None:
+    """Publish a copy of `folder` as what an older catalog meant by `name`."""
+    staging = home / "models" / "copy"
+    shutil.copytree(folder, staging)
+    paths = [p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()]
+    files = {}
+    for path in paths:
+        known, mtime = hash_file(staging / path), (staging / path).stat().st_mtime_ns
+        files[path] = PublishedFile(known.size, known.sha256, mtime, "a test")
+    roles = discover(paths, "onnx", name).roles
+    manifest = Manifest(name, "onnx", plan="of an older catalog", files=files, roles=roles)
+    publish(staging, home / "models" / name / "onnx", manifest)
 
 
 def test_a_model_that_is_put_together_right(smolvlm: Path) -> None:

@@ -182,8 +182,9 @@ def test_nobody_answering_is_told_within_seconds(
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-    with pytest.raises(ModelUnavailable, match="reach the hub") as caught:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", f"http://me:hunter2@{address}/")
+    with pytest.raises(ModelUnavailable, match=f"reach the hub at http://{address} for") as caught:
         store.resolve(REPO, runtime="onnx")
     assert caught.value.retryable
 
