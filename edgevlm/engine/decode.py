@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from edgevlm.engine.cancel import Cancel
@@ -35,12 +36,13 @@ def decode(
     sampler = Sampler(sampling, seen)
     detokenizer = Detokenizer(tokenizer)
     stops = StopFilter(sampling.stop)
+    scratch = np.empty_like(logits)
     limit = sampling.max_tokens if room is None else min(sampling.max_tokens, room + 1)
     for count in range(1, limit + 1):
         if cancel.is_set:
             return "cancelled"
         # First of all, since it refuses logits that are not finite: no draw can be made of them.
-        normalizer = log_normalizer(logits)
+        normalizer = log_normalizer(logits, scratch)
         chosen = sampler.choose(logits)
         stopped = chosen in stop_ids
         text, met = stops.push("" if stopped else detokenizer.push(chosen))

@@ -50,10 +50,19 @@ def _require(holds: bool, name: str, value: object, allowed: str) -> None:
         raise UsageError(f"{name} can't be {value!r}.", hint=f"Use {allowed}.")
 
 
-def log_normalizer(logits: NDArray[np.float32]) -> float:
-    """Return log(sum(exp(logits))). Raises RuntimeFailed where the logits are not finite."""
-    largest = float(logits.max())
-    total = largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
+def log_normalizer(
+    logits: NDArray[np.float32], scratch: NDArray[np.float32] | None = None
+) -> float:
+    """Return log(sum(exp(logits))). Raises RuntimeFailed where the logits are not finite.
+
+    `scratch` float32 [n_vocab] is overwritten: fresh memory of that size costs page faults
+    at every step.
+    """
+    largest = logits.max()
+    with np.errstate(invalid="ignore"):  # an infinite logit is told below
+        shifted = np.subtract(logits, largest, out=scratch)
+        np.exp(shifted, out=shifted)
+    total = float(largest) + float(np.log(shifted.sum()))
     if not np.isfinite(total):
         raise RuntimeFailed(
             "The model produced numbers that are not finite.",
