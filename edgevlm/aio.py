@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ class AsyncSession:
 
     async def ask(self, *args: Any, **kwargs: Any) -> Reply:
         """See `Session.ask`."""
-        return await self._run(lambda: self.sync.ask(*args, **kwargs))
+        return await self._run(partial(self.sync.ask, *args, **kwargs))
 
     def stream(self, *args: Any, **kwargs: Any) -> AsyncStream:
         """See `Session.stream`."""
@@ -83,17 +84,22 @@ class AsyncSession:
         await self._run(self.sync.reset)
 
     async def close(self) -> None:
-        if self._session is not None:
-            self._session.cancel()
-            await asyncio.get_running_loop().run_in_executor(self._worker, self._session.close)
+        """Stop the answer under way and let the model go. Closing again does nothing."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.cancel()
+            await asyncio.get_running_loop().run_in_executor(self._worker, session.close)
         self._worker.shutdown(wait=False)
 
     async def _run(self, call: Callable[[], T]) -> T:
         session = self.sync
-        work = asyncio.get_running_loop().run_in_executor(self._worker, call)
+        job = self._worker.submit(call)
+        work = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            session.cancel()
-            await asyncio.wait([work])
+            # A call that still waits for the thread is taken back: what runs is another's answer.
+            if not job.cancel():
+                session.cancel()
+                await asyncio.wait([work])
             raise

@@ -281,6 +281,41 @@ def test_async_gives_the_same_tokens(model: Model, session: Session) -> None:
     assert asyncio.run(run()) == (expected, expected)
 
 
+def test_cancelling_a_call_that_waits_leaves_the_answer_under_way(model: Model) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    async def run() -> str:
+        async with AsyncSession(model) as session:
+            context = session.sync._context
+            step = context.extend
+
+            def held(token_id: int, cancel: Cancel) -> np.ndarray:
+                inside.set()
+                assert go_on.wait(30)
+                return step(token_id, cancel)
+
+            context.extend = held  # type: ignore[method-assign]
+            first = asyncio.create_task(session.ask("What is this?", max_tokens=4))
+            await asyncio.to_thread(inside.wait, 30)
+            second = asyncio.create_task(session.ask("And?", max_tokens=4))
+            await asyncio.sleep(0)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            go_on.set()
+            return (await first).finish_reason
+
+    assert asyncio.run(run()) != "cancelled"
+
+
+def test_an_async_session_may_be_closed_twice(model: Model) -> None:
+    async def run() -> None:
+        async with AsyncSession(model) as session:
+            await session.close()
+
+    asyncio.run(run())
+
+
 def test_cancelling_the_task_cancels_the_answer(model: Model) -> None:
     async def run() -> int:
         async with AsyncSession(model) as session:
