@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from edgevlm import __version__
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, NoSpace
 
 # The help lines stand here so that `edgevlm --help` imports no command.
 COMMANDS = {
@@ -56,11 +57,15 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that the outcome owns."""
-    sys.exit(run(arguments))
+    exit_code = run(arguments)
+    # All is said: another Ctrl-C need not wait for the interpreter to tidy up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code, with every error told in two lines."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a terminal that lacks a character shows "?", not a crash
@@ -72,7 +77,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments),
             prog_name="edgevlm",
             standalone_mode=False,
+            color=False if _plain_terminal() else None,
         )
+        # What is still unwritten must fail here, where it can be told.
+        sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as error:
         error.show()
@@ -81,13 +89,38 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     except EdgeVLMError as error:
         return _tell(error, error.message, error.hint, error.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click makes the first into the second
         # The reader has left (`| head`): nothing more to say, and no second error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_to_nowhere()
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and _is_full(error):
+            _write_to_nowhere()
+            what = "There is no room on the disk that the output goes to."
+            return _tell(error, what, "Free some space.", NoSpace.exit_code)
         what = f"Unexpected {type(error).__name__}: {error}"
         return _tell(error, what, "This is a bug: EDGEVLM_DEBUG=1 shows where.", 1)
+
+
+def _open_missing_streams() -> None:
+    """Cron, `<&-` and windowless programs start a process without them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _plain_terminal() -> bool:
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
+def _is_full(error: OSError) -> bool:
+    from edgevlm.models.disk import FULL
+
+    return error.errno in FULL
+
+
+def _write_to_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: Exception, what: str, hint: str | None, exit_code: int) -> int:

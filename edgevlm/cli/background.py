@@ -17,7 +17,11 @@ _POLL_S = 0.1  # Windows does not interrupt a wait without a timeout
 
 
 def read(session: Session, stream: Stream) -> Iterator[Token]:
-    """Yield the stream's tokens. Ctrl-C cancels the answer, and the stream then ends."""
+    """Yield the stream's tokens. Ctrl-C cancels the answer, and the stream then ends.
+
+    A reader that leaves early cancels it as well: a process must not end while a runtime
+    computes on another thread, or the runtime aborts it.
+    """
     items: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -31,6 +35,16 @@ def read(session: Session, stream: Stream) -> Iterator[Token]:
 
     thread = threading.Thread(target=work, name="edgevlm-answer", daemon=True)
     thread.start()
+    try:
+        yield from _until_done(session, items)
+    finally:
+        session.cancel()
+        thread.join()
+
+
+def _until_done(
+    session: Session, items: queue.SimpleQueue[Token | BaseException | None]
+) -> Iterator[Token]:
     while True:
         try:
             item = items.get(timeout=_POLL_S)

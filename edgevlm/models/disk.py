@@ -12,7 +12,7 @@ from pathlib import Path
 from edgevlm.errors import ModelUnavailable, NoSpace
 
 # EFBIG is what a file system answers that holds no file so large (FAT has a limit of 4 GiB).
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _MARGIN = 16 * 2**20
 
@@ -43,7 +43,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise NoSpace(
                 f"The disk of {folder} is full: {error.strerror}.",
                 hint="Free some space, or set EDGEVLM_HOME elsewhere; what came so far is kept.",

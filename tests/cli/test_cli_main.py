@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
 import pytest
 
@@ -73,6 +79,61 @@ def test_a_bug_is_told_without_a_traceback(
 def test_interrupts_are_130(monkeypatch: pytest.MonkeyPatch) -> None:
     _failing(monkeypatch, KeyboardInterrupt())
     assert run(["x"]) == 130
+
+
+def _started(
+    *arguments: str, shell: str = 'exec "$0" "$@"', **options: Any
+) -> subprocess.Popen[bytes]:
+    program = "from edgevlm.cli import main; main()"
+    command = ["sh", "-c", shell, sys.executable, "-c", program, *arguments]
+    return subprocess.Popen(command, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["model", "list", "--json"], ["model", "list"]])
+def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with _started(*arguments, stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_may_be_missing(closed: int) -> None:
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    shell = f'exec "$0" "$@" {closed}>&-'
+    with _started("chat", "Hi", "--image", "nowhere.png", shell=shell, **streams) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert b"nowhere.png" in err or closed == 2
+
+
+def test_an_output_without_room_is_told(tmp_path: Path) -> None:
+    shell = 'ulimit -f 0; exec "$0" "$@" >listing'
+    process = _started("model", "list", shell=shell, cwd=tmp_path, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert err.startswith(b"error: There is no room")
+    assert b"bug" not in err
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR=1", "TERM=dumb"])
+def test_no_colour_where_none_is_wanted(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool | None] = []
+
+    @click.command()
+    @click.pass_context
+    def tell(ctx: click.Context) -> None:
+        said.append(ctx.color)
+
+    monkeypatch.setattr(cli, "get_command", lambda ctx, name: tell)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    run(["x"])
+    monkeypatch.setenv(*variable.split("="))
+    run(["x"])
+    assert said == [None, False]
 
 
 def test_exit_codes_of_the_error_tree() -> None:
