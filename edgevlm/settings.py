@@ -1,15 +1,17 @@
 """One settings object: defaults < `config.toml` in the home folder < environment < arguments.
 
-| setting          | environment         | meaning                                             |
-|------------------|---------------------|-----------------------------------------------------|
-| `home`           | `EDGEVLM_HOME`      | the one folder that holds all state                 |
-| `offline`        | `EDGEVLM_OFFLINE`   | no network at all                                   |
-| `model`          | `EDGEVLM_MODEL`     | model name, hub id or folder; `auto` chooses        |
-| `runtime`        | `EDGEVLM_RUNTIME`   | runtime name; `auto` chooses                        |
-| `route`          | `EDGEVLM_ROUTE`     | `local`, `auto` or `cloud`                          |
-| `threads`        | `EDGEVLM_THREADS`   | compute threads; unset means one a physical core    |
-| `context_length` | `EDGEVLM_CONTEXT`   | most tokens of a conversation; unset: the model's   |
-| `max_pixels`     | `EDGEVLM_MAX_PIXELS`| largest picture that is decoded                     |
+| setting          | environment              | meaning                                           |
+|------------------|--------------------------|---------------------------------------------------|
+| `home`           | `EDGEVLM_HOME`           | the one folder that holds all state               |
+| `offline`        | `EDGEVLM_OFFLINE`        | no network at all                                 |
+| `model`          | `EDGEVLM_MODEL`          | model name, hub id or folder; `auto` chooses      |
+| `runtime`        | `EDGEVLM_RUNTIME`        | runtime name; `auto` chooses                      |
+| `route`          | `EDGEVLM_ROUTE`          | `local`, `auto` or `cloud`                        |
+| `threads`        | `EDGEVLM_THREADS`        | compute threads; unset: one a physical core       |
+| `context_length` | `EDGEVLM_CONTEXT_LENGTH` | most tokens of a conversation; unset: the model's |
+| `max_pixels`     | `EDGEVLM_MAX_PIXELS`     | largest picture that is decoded                   |
+
+`home` can't stand in the file, which is in it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     config = home / "config.toml"
     settings = _with(settings, _read_toml(config), source=str(config))
     from_environ = {
-        name: environ[variable] for name, variable in _VARIABLES.items() if environ.get(variable)
+        name: value for name in _PARSERS if (value := environ.get(f"EDGEVLM_{name.upper()}"))
     }
     settings = _with(settings, from_environ, source="the environment")
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -93,7 +95,7 @@ def _with(settings: Settings, values: Mapping[str, Any], *, source: str) -> Sett
         except (TypeError, ValueError) as error:
             raise SettingsError(
                 f"Setting {name!r} from {source} can't be {value!r}: {error}.",
-                hint="See `edgevlm doctor` for the settings in force.",
+                hint=f"Correct it in {source}.",
             ) from error
     return replace(settings, **checked)
 
@@ -138,14 +140,4 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "threads": _positive,
     "context_length": _positive,
     "max_pixels": _positive,
-}
-
-_VARIABLES = {
-    "offline": "EDGEVLM_OFFLINE",
-    "model": "EDGEVLM_MODEL",
-    "runtime": "EDGEVLM_RUNTIME",
-    "route": "EDGEVLM_ROUTE",
-    "threads": "EDGEVLM_THREADS",
-    "context_length": "EDGEVLM_CONTEXT",
-    "max_pixels": "EDGEVLM_MAX_PIXELS",
 }

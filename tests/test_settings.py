@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgevlm.errors import SettingsError
-from edgevlm.settings import load_settings
+from edgevlm.settings import Settings, load_settings
 
 
 def test_arguments_beat_environment_beats_file_beats_defaults(home: Path) -> None:
@@ -15,6 +15,20 @@ def test_arguments_beat_environment_beats_file_beats_defaults(home: Path) -> Non
     settings = load_settings(environ, threads=1)
     assert (settings.route, settings.model, settings.threads) == ("local", "from-env", 1)
     assert settings.runtime == "auto"
+
+
+def test_every_setting_has_its_variable(home: Path) -> None:
+    environ = {
+        "EDGEVLM_HOME": str(home),
+        "EDGEVLM_OFFLINE": "1",
+        "EDGEVLM_MODEL": "a",
+        "EDGEVLM_RUNTIME": "b",
+        "EDGEVLM_ROUTE": "cloud",
+        "EDGEVLM_THREADS": "3",
+        "EDGEVLM_CONTEXT_LENGTH": "4",
+        "EDGEVLM_MAX_PIXELS": "5",
+    }
+    assert load_settings(environ) == Settings(home, True, "a", "b", "cloud", 3, 4, 5)
 
 
 @pytest.mark.parametrize(("word", "flag"), [("1", True), ("true", True), ("0", False), ("", False)])
