@@ -12,6 +12,8 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,199}")
 _HUB_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"(?P<owner>{_HUB_WORD})/(?P<repo>{_HUB_WORD})(?:@(?P<revision>[^@]+))?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+# File systems take 255 bytes; locks and staging folders append to a key.
+_LONGEST_KEY = 200
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -54,7 +56,8 @@ class HubId:
         revision = match["revision"] or "main"
         if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
             return None
-        return cls(match["owner"], match["repo"], revision)
+        hub = cls(match["owner"], match["repo"], revision)
+        return hub if len(hub.key) <= _LONGEST_KEY else None
 
     @property
     def repo_id(self) -> str:

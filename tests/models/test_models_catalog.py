@@ -178,7 +178,18 @@ def test_sources_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["acme", "acme/", "/cam", "acme/cam/x", "a--b/c", "../cam", "acme/..", "acme/cam@"]
+    "text",
+    [
+        "acme",
+        "acme/",
+        "/cam",
+        "acme/cam/x",
+        "a--b/c",
+        "../cam",
+        "acme/..",
+        "acme/cam@",
+        f"{'a' * 90}/{'b' * 90}@{'c' * 90}",
+    ],
 )
 def test_hub_ids_that_are_none(text: str) -> None:
     assert HubId.parse(text) is None
