@@ -67,7 +67,7 @@ def chat(
         options["top_logprobs"] = 5
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     talk = prompt is None and on_terminal and not as_json
-    if prompt is None and not images and not talk:
+    if not (prompt or "").strip() and not images and not talk:
         raise UsageError("There is no question.", hint="Give a PROMPT, an --image, or both.")
     question, pictures = _question(prompt, images)
     _check(pictures, options)
@@ -75,7 +75,10 @@ def chat(
         if talk:
             from edgevlm.cli.conversation import converse
 
-            converse(session, pictures, options | {"detail": detail})
+            def reopen(name: str) -> Session:
+                return _open(name, runtime, session.route, system)
+
+            converse(session, reopen, pictures, options | {"detail": detail})
         else:
             _once(session, question, pictures, options | {"detail": detail}, as_json, tokens)
 

@@ -23,12 +23,20 @@ HELP = """\
 """
 
 
-def converse(session: Session, pictures: list[Any], options: dict[str, Any]) -> None:
-    """Talk until the user leaves. An error or a stopped answer leaves the conversation whole."""
+def converse(
+    session: Session,
+    reopen: Callable[[str], Session],
+    pictures: list[Any],
+    options: dict[str, Any],
+) -> None:
+    """Talk until the user leaves. An error or a stopped answer leaves the conversation whole.
+
+    `reopen` makes a session like this one with the model of that name.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     click.secho(f"{session.model.name} on {_where(session)}. /help lists commands.", dim=True)
-    talk = _Conversation(session, pictures, options)
+    talk = _Conversation(session, reopen, pictures, options)
     if pictures:
         talk.answer("")
     while talk.open:
@@ -41,7 +49,7 @@ def converse(session: Session, pictures: list[Any], options: dict[str, Any]) -> 
             click.echo("\n/quit or Ctrl-D leaves.", err=True)
             continue
         if line:
-            _guarded(talk.command if line.startswith("/") else talk.answer, line)
+            _guarded(talk.command if _is_command(line) else talk.answer, line)
     talk.close()
 
 
@@ -52,6 +60,13 @@ def _guarded(act: Callable[[str], None], line: str) -> None:
         click.echo(f"error: {error.message}", err=True)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
+    except KeyboardInterrupt:
+        click.echo("\nStopped.", err=True)
+
+
+def _is_command(line: str) -> bool:
+    """Not a path from the root, as terminals write one that is dragged onto them."""
+    return line.startswith("/") and "/" not in line.split()[0][1:]
 
 
 def _where(session: Session) -> str:
@@ -59,8 +74,15 @@ def _where(session: Session) -> str:
 
 
 class _Conversation:
-    def __init__(self, session: Session, pictures: list[Any], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        reopen: Callable[[str], Session],
+        pictures: list[Any],
+        options: dict[str, Any],
+    ) -> None:
         self._first = self._session = session
+        self._reopen = reopen
         self._pictures = pictures
         self._options = options
         self.open = True
@@ -99,14 +121,15 @@ class _Conversation:
     def _do_image(self, path: str) -> None:
         if not path:
             raise UsageError("Which picture?", hint="/image PATH")
-        self._pictures.append(self._load(path))
+        rest, found = find_image_paths(path)  # which reads escaped spaces
+        self._pictures += [self._load(name) for name in ([path] if rest else found)]
         click.secho("Shown with your next question.", dim=True)
 
     def _do_model(self, name: str) -> None:
         if not name:
             click.echo(self._session.model.name)
             return
-        new = Session(name, route=self._session.route, settings=self._session.settings)
+        new = self._reopen(name)
         self.close()
         self._session = new
         click.secho(f"{new.model.name} on {_where(new)}, a new conversation.", dim=True)

@@ -272,6 +272,14 @@ def test_offline_and_nothing_cached(
     assert "EDGEVLM_OFFLINE" in err
 
 
+def test_an_empty_question_is_refused_before_a_model_is_looked_for(
+    chat: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, err = chat(" ", model="nobody-has-this")
+    assert code == 2
+    assert "no question" in err
+
+
 def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "EDGEVLM_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
@@ -334,6 +342,9 @@ def test_a_conversation_on_a_terminal(smolvlm: Path, photo: Path, home: Path) ->
         until(b"error: ")
         until(b"> ")
         say("And what colour is it?")
+        until(b"first token")
+        until(b"> ")
+        say(str(photo))
         until(b"first token")
         until(b"> ")
         say("/reset")
