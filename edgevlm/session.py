@@ -136,8 +136,9 @@ class Session:
 
         An image is a path, an https URL, bytes, a PIL image or a numpy array. `sampling`
         takes the fields of `edgevlm.Sampling` (max_tokens, temperature, stop, ...). Raises
-        MediaError, PromptTooLong, UsageError, RuntimeFailed; the conversation then stays
-        as it was.
+        UsageError (of which MediaError, PromptTooLong and TemplateError are kinds),
+        RuntimeFailed, and NotSupported or ModelCorrupt where the model's parts don't fit
+        together; the conversation then stays as it was.
         """
         stream = self.stream(prompt, images, detail=detail, **sampling)
         for _ in stream:
@@ -153,7 +154,8 @@ class Session:
         **sampling: Any,
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
-        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        one = isinstance(images, (str, bytes, bytearray, memoryview))
+        if one or not isinstance(images, Sequence):
             images = [images]
         question = (prompt or "").strip()
         if not question and not images:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,8 +120,14 @@ def test_every_form_of_a_picture_is_the_same(session: Session, tmp_path: Path) -
     assert len(answers) == 1
 
 
-def test_one_picture_need_not_be_in_a_list(session: Session) -> None:
-    assert session.ask("What?", images=picture(), max_tokens=1).usage.image_tokens > 0
+@pytest.mark.parametrize("form", [lambda png: picture(), bytes, bytearray, memoryview])
+def test_one_picture_need_not_be_in_a_list(
+    session: Session, form: Callable[[bytes], object]
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "PNG")
+    images: Any = form(buffer.getvalue())
+    assert session.ask("What?", images=images, max_tokens=1).usage.image_tokens > 0
 
 
 def test_a_stream_gives_the_same_tokens_as_ask(session: Session) -> None:
