@@ -11,6 +11,7 @@ from hub_server import HubServer
 from edgevlm import load_model
 from edgevlm.cli import run
 from edgevlm.doctor import model, models, put_together
+from edgevlm.errors import ModelCorrupt
 from edgevlm.models.layout import discover
 from edgevlm.models.publish import Manifest, PublishedFile, publish
 from edgevlm.models.receive import hash_file
@@ -90,12 +91,12 @@ def test_a_model_that_is_put_together_right(smolvlm: Path) -> None:
     assert [f.status for f in findings] == ["ok"] * 4
 
 
-def test_a_model_with_the_wrong_token_count_fails(smolvlm: Path, tmp_path: Path) -> None:
+def test_a_model_with_the_wrong_token_count_fails(smolvlm: Path) -> None:
     """A processor that counts other image tokens than the encoder gives."""
     with load_model(str(smolvlm)) as loaded:
         encode = loaded.vision.encode
         loaded.vision.encode = lambda i, c: np.repeat(encode(i, c), 2, axis=0)  # type: ignore
-        with pytest.raises(Exception, match="embeddings of shape"):
+        with pytest.raises(ModelCorrupt, match="embeddings of shape"):
             list(put_together(loaded))
 
 

@@ -314,6 +314,13 @@ def test_refuses_configurations_it_can_not_write(
         export_onnx(tmp_path / "source", tmp_path / "target")
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "{"])
+def test_refuses_a_configuration_that_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelCorrupt, match=r"config\.json"):
+        export_onnx(tmp_path, tmp_path / "target")
+
+
 def test_refuses_missing_weights_and_odd_widths(smolvlm_source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="5 bits"):
         export_onnx(smolvlm_source, tmp_path, decoder_bits=5)
@@ -323,7 +330,8 @@ def test_refuses_missing_weights_and_odd_widths(smolvlm_source: Path, tmp_path: 
     (tmp_path / "source" / "model.safetensors").unlink()
     with pytest.raises(ModelCorrupt, match="safetensors"):
         export_onnx(tmp_path / "source", tmp_path / "target")
-    index = {"weight_map": {"a": "../model.safetensors"}}
-    (tmp_path / "source" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelCorrupt, match="outside"):
-        export_onnx(tmp_path / "source", tmp_path / "target")
+    for name in ("../model.safetensors", "C:model.safetensors", "", 5):
+        index = {"weight_map": {"a": name}}
+        (tmp_path / "source" / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ModelCorrupt, match="no files of its folder"):
+            export_onnx(tmp_path / "source", tmp_path / "target")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models.llama import GROUPS, rotary_tables
+from edgevlm.models.names import check_path
 from edgevlm.models.onnx_export.config import ModelConfig
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import linear
@@ -57,10 +58,12 @@ def _shards(folder: Path) -> list[Path]:
     try:
         weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ModelCorrupt(f"{folder} has no safetensors weights.") from error
-    if any(Path(name).name != name for name in names):
-        raise ModelCorrupt(f"{folder}/{INDEX_NAME} names files outside its folder.")
+    try:
+        names = [check_path(name) for name in names]
+    except (AttributeError, ValueError) as error:
+        raise ModelCorrupt(f"{folder}/{INDEX_NAME} names no files of its folder.") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelCorrupt(f"{folder} lacks {missing[0]}.")

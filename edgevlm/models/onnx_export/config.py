@@ -41,8 +41,10 @@ def read_config(folder: Path) -> ModelConfig:
     """Read `config.json`. Raises ModelCorrupt or NotSupported."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelCorrupt(f"{folder} has no readable config.json.") from error
+    if not isinstance(raw, dict):
+        raise ModelCorrupt(f"{folder}/config.json is not a JSON object.")
     if raw.get("model_type") not in MODEL_TYPES:
         raise NotSupported(
             f"Models of type {raw.get('model_type')!r} can't be converted to ONNX.",
