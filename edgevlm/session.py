@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import NoneType, TracebackType
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
@@ -107,6 +107,8 @@ class Session:
         progress: Progress | None = None,
         notice: Notice | None = None,
     ) -> None:
+        if not isinstance(system, (str, NoneType)):
+            raise UsageError(f"A system prompt can't be {system!r}.", hint="Give a str.")
         self.settings = settings or load_settings()
         self.set_route(route or self.settings.route)
         self._owns_model = not isinstance(model, Model)
@@ -127,7 +129,7 @@ class Session:
     def ask(
         self,
         prompt: str | None = None,
-        images: Sequence[Any] = (),
+        images: Sequence[Any] | None = (),
         *,
         detail: Detail = "auto",
         **sampling: Any,
@@ -148,12 +150,19 @@ class Session:
     def stream(
         self,
         prompt: str | None = None,
-        images: Sequence[Any] = (),
+        images: Sequence[Any] | None = (),
         *,
         detail: Detail = "auto",
         **sampling: Any,
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
+        if not isinstance(prompt, (str, NoneType)):
+            raise UsageError(f"A prompt can't be a {type(prompt).__name__}.", hint="Give a str.")
+        if detail not in get_args(Detail):
+            allowed = ", ".join(get_args(Detail))
+            raise UsageError(f"There is no detail {detail!r}.", hint=f"Details: {allowed}.")
+        if images is None:
+            images = ()
         one = isinstance(images, (str, bytes, bytearray, memoryview))
         if one or not isinstance(images, Sequence):
             images = [images]
@@ -309,7 +318,7 @@ def _text(tokens: Sequence[Token]) -> str:
 def _sampling(options: dict[str, Any]) -> Sampling:
     stop = options.get("stop")
     if stop is not None:
-        options = options | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+        options = options | {"stop": tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)}
     try:
         return Sampling(**{name: value for name, value in options.items() if value is not None})
     except TypeError as error:

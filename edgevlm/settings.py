@@ -26,6 +26,7 @@ from typing import Any
 from edgevlm.errors import SettingsError
 
 ROUTES = ("local", "auto", "cloud")
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,13 @@ def _positive(value: object) -> int:
     return number
 
 
+def _threads(value: object) -> int:
+    number = _positive(value)
+    if number > _MOST_THREADS:
+        raise ValueError(f"use at most {_MOST_THREADS}")
+    return number
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("use a name")
@@ -137,7 +145,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "model": _text,
     "runtime": _text,
     "route": _route,
-    "threads": _positive,
+    "threads": _threads,
     "context_length": _positive,
     "max_pixels": _positive,
 }

@@ -245,11 +245,24 @@ def test_two_sessions_on_one_model_do_not_mix(model: Model) -> None:
         ({"prompt": "  "}, "no question"),
         ({"prompt": "Hi", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "Hi", "tempo": 3}, "tempo"),
+        ({"prompt": "Hi", "stop": 5}, "stop"),
+        ({"prompt": "Hi", "detail": "ultra"}, "ultra"),
+        ({"prompt": 123}, "int"),
+        ({"prompt": b"Hi"}, "bytes"),
     ],
 )
 def test_wrong_usage(session: Session, arguments: dict[str, object], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         session.ask(**arguments)  # type: ignore[arg-type]
+
+
+def test_no_pictures_may_be_none(session: Session) -> None:
+    assert session.ask("Hi", images=None, max_tokens=1).usage.image_tokens == 0
+
+
+def test_a_system_prompt_is_text(model: Model) -> None:
+    with pytest.raises(UsageError, match="system prompt"):
+        Session(model, system=5)  # type: ignore[arg-type]
 
 
 def test_the_cloud_is_refused_where_none_is_set_up(model: Model) -> None:

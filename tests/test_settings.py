@@ -43,6 +43,7 @@ def test_offline_reads_words(home: Path, word: str, flag: bool) -> None:
         ("EDGEVLM_ROUTE", "pigeon"),
         ("EDGEVLM_THREADS", "0"),
         ("EDGEVLM_THREADS", "many"),
+        ("EDGEVLM_THREADS", "99999999999"),
         ("EDGEVLM_MAX_PIXELS", "-4"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,9 @@ class Sampling:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind, allowed in _KINDS:
+            value = getattr(self, name)
+            _require(isinstance(value, kind), name, value, allowed)
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
         _require(0 <= self.temperature < 100, "temperature", self.temperature, "0 to 100")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1")
@@ -41,8 +46,18 @@ class Sampling:
         _require(0 < penalty <= 100, "repetition_penalty", penalty, "above 0, up to 100")
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         _require(0 <= self.top_logprobs <= 100, "top_logprobs", self.top_logprobs, "0 to 100")
-        whole = isinstance(self.stop, tuple) and all(self.stop)
+        whole = isinstance(self.stop, tuple) and all(
+            isinstance(text, str) and text for text in self.stop
+        )
         _require(whole, "stop", self.stop, "a tuple of strings that are not empty")
+
+
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    *((name, Integral, "a whole number") for name in ("max_tokens", "top_k", "top_logprobs")),
+    *((name, Real, "a number") for name in ("temperature", "top_p", "min_p")),
+    ("repetition_penalty", Real, "a number"),
+    ("seed", (Integral, type(None)), "a whole number"),
+)
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
