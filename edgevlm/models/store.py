@@ -141,8 +141,11 @@ class Store:
 
     def _unfinished(self, key: str) -> Iterator[str]:
         """The runtimes for which a download of the model has begun and not ended."""
-        for folder in self._staging.glob(f"{key}--*"):
-            yield folder.name.removeprefix(f"{key}--").rpartition("--")[0]
+        for folder in self._staging.glob(f"{key}--*--*"):
+            # From the right: a hub model's key may begin with another model's and `--`.
+            its_key, runtime, _ = folder.name.rsplit("--", 2)
+            if its_key == key:
+                yield runtime
 
     def verify(self, name: str | None = None) -> Sequence[Verification]:
         """Read every byte of one model, or of all, and compare it with its record.

@@ -234,6 +234,16 @@ def test_remove_takes_everything_and_counts_it(local_store: Store, home: Path) -
         local_store.remove("cam")
 
 
+def test_remove_leaves_the_download_of_a_model_whose_owner_has_its_name(
+    local_store: Store,
+) -> None:
+    local_store.pull("cam", runtime="onnx")
+    other = local_store.root / ".staging" / "cam--net@main--onnx--0123"
+    write(other, {"a.part": bytes(50)})
+    local_store.remove("cam")
+    assert (other / "a.part").exists()
+
+
 def test_a_full_disk_leaves_the_old_model_and_what_came(
     local_store: Store, home: Path, origin: Path
 ) -> None:
