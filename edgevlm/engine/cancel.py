@@ -17,7 +17,8 @@ class Cancel:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, since a signal handler may call `set` on a thread that holds it.
+        self._lock = threading.RLock()
         self._set = False
         self._callbacks: list[Callable[[], None]] = []
 

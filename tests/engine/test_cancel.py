@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from edgevlm.engine.cancel import Cancel
@@ -22,3 +24,17 @@ def test_tells_at_once_what_comes_late() -> None:
         assert told == ["late"]
     with pytest.raises(Interrupted):
         cancel.check()
+
+
+def test_a_signal_handler_may_set_it_at_any_moment() -> None:
+    cancel = Cancel()
+
+    def interrupted() -> None:
+        with cancel._lock:  # where the handler finds the thread
+            cancel.set()
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert cancel.is_set
