@@ -157,7 +157,7 @@ class Session:
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
         if not isinstance(prompt, (str, NoneType)):
-            raise UsageError(f"A prompt can't be a {type(prompt).__name__}.", hint="Give a str.")
+            raise UsageError(f"A prompt is text, not {type(prompt).__name__}.", hint="Give a str.")
         if detail not in get_args(Detail):
             allowed = ", ".join(get_args(Detail))
             raise UsageError(f"There is no detail {detail!r}.", hint=f"Details: {allowed}.")

@@ -63,6 +63,8 @@ def chat(
     Without PROMPT and not on a terminal the question is "Describe this image."
     """
     options = {name: value for name, value in sampling.items() if value not in (None, ())}
+    if tokens and not as_json:
+        raise UsageError("--tokens needs --json.", hint="Add --json.")
     if tokens:
         options["top_logprobs"] = 5
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -41,12 +41,15 @@ def model() -> None:
     """List, fetch, check and remove models."""
 
 
-def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+def _command(
+    name: str, *examples: str, short: str | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
+    """`short` is for the list of commands, where the first sentence would be cut."""
     lines = "\n".join(f"  edgevlm model {name}{' ' if e else ''}{e}" for e in examples)
-    return model.command(name, epilog=f"\b\nExamples:\n{lines}\n")
+    return model.command(name, epilog=f"\b\nExamples:\n{lines}\n", short_help=short)
 
 
-@_command("list", "", "--all", "--json")
+@_command("list", "", "--all", "--json", short="List what there is, and what is here.")
 @click.option("--all", "everything", is_flag=True, help="One line for each runtime, with sources.")
 @_json
 def list_models(everything: bool, as_json: bool) -> None:
@@ -59,7 +62,10 @@ def list_models(everything: bool, as_json: bool) -> None:
     _print(_all_table(rows) if everything else _short_table(rows))
 
 
-@_command("pull", "smolvlm2-500m", "smolvlm2-2.2b --runtime llamacpp", "owner/repo@revision")
+@_command(
+    *("pull", "smolvlm2-500m", "smolvlm2-2.2b --runtime llamacpp", "owner/repo@revision"),
+    short="Fetch a model, or mend a damaged one.",
+)
 @click.argument("name")
 @_runtime
 @_json
@@ -103,7 +109,10 @@ def show(name: str, runtime: str | None, as_json: bool) -> None:
         _describe(document)
 
 
-@_command("remove", "smolvlm2-500m", "smolvlm2-500m --runtime onnx --yes")
+@_command(
+    *("remove", "smolvlm2-500m", "smolvlm2-500m --runtime onnx --yes"),
+    short="Remove a model from this device.",
+)
 @click.argument("name")
 @click.option("--runtime", metavar="R", help="By default all of them.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -125,7 +134,7 @@ def remove(name: str, runtime: str | None, yes: bool, as_json: bool) -> None:
         click.echo(f"{name} is removed: {size_text(freed)} freed.")
 
 
-@_command("verify", "", "smolvlm2-500m", "--json")
+@_command("verify", "", "smolvlm2-500m", "--json", short="Compare files with what was published.")
 @click.argument("name", required=False)
 @_json
 def verify(name: str | None, as_json: bool) -> None:

@@ -43,7 +43,7 @@ class Sampling:
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
         penalty = self.repetition_penalty
-        _require(0 < penalty <= 100, "repetition_penalty", penalty, "above 0, up to 100")
+        _require(0.01 <= penalty <= 100, "repetition_penalty", penalty, "0.01 to 100")
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         _require(0 <= self.top_logprobs <= 100, "top_logprobs", self.top_logprobs, "0 to 100")
         whole = isinstance(self.stop, tuple) and all(

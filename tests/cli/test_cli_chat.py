@@ -195,6 +195,7 @@ def _is_one_clear_error(err: str) -> None:
     [
         (["What?", "--max-tokens", "0"], 2),
         (["What?", "--max-tokens", "many"], 2),
+        (["What?", "--tokens"], 2),
         (["What?", "--temperature", "-1"], 2),
         (["What?", "--runtime", "abacus"], 2),
         (["word " * 9000], 2),

@@ -30,6 +30,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
+def test_the_list_of_model_commands_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["model", "--help"])
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert "edgevlm" in capsys.readouterr().out

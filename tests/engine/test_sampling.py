@@ -102,6 +102,7 @@ def test_top_k_ids_are_ordered_and_bounded() -> None:
         {"top_k": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
+        {"repetition_penalty": 1e-300},
         {"repetition_penalty": float("inf")},
         {"seed": -1},
         {"stop": ("",)},
