@@ -51,7 +51,12 @@ class AsyncSession:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgevlm")
 
     async def __aenter__(self) -> AsyncSession:
-        self._session = await asyncio.get_running_loop().run_in_executor(self._worker, self._make)
+        loading = asyncio.get_running_loop().run_in_executor(self._worker, self._make)
+        try:
+            self._session = await loading
+        except BaseException:
+            self._worker.shutdown(wait=False)
+            raise
         return self
 
     async def __aexit__(

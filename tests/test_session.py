@@ -16,7 +16,14 @@ from PIL import Image
 from edgevlm import AsyncSession, Model, Session, load_model
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import ImageInput
-from edgevlm.errors import CloudError, ModelCorrupt, PromptTooLong, UnreadableMedia, UsageError
+from edgevlm.errors import (
+    CloudError,
+    ModelCorrupt,
+    PromptTooLong,
+    UnknownModel,
+    UnreadableMedia,
+    UsageError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +341,20 @@ def test_an_async_session_may_be_closed_twice(model: Model) -> None:
             await session.close()
 
     asyncio.run(run())
+
+
+def test_an_async_session_that_cannot_load_leaves_no_thread() -> None:
+    failed = AsyncSession("/no/such/folder")
+
+    async def run() -> None:
+        async with failed:
+            pass
+
+    with pytest.raises(UnknownModel):
+        asyncio.run(run())
+    for thread in failed._worker._threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_cancelling_the_task_cancels_the_answer(model: Model) -> None:
