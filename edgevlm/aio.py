@@ -105,6 +105,8 @@ class AsyncSession:
         except asyncio.CancelledError:
             # A call that still waits for the thread is taken back: what runs is another's answer.
             if not job.cancel():
-                session.cancel()
-                await asyncio.wait([work])
+                # Again and again: a call that has only begun makes its own flag a moment later.
+                while not work.done():
+                    session.cancel()
+                    await asyncio.wait([work], timeout=0.1)
             raise

@@ -86,9 +86,10 @@ def chat(
 
 
 def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, list[Any]]:
-    from edgevlm.media import find_image_paths, missing_picture
+    from edgevlm.media import MediaLimits, find_image_paths, missing_picture
 
-    pictures: list[Any] = [sys.stdin.buffer.read() if i == "-" else i for i in images]
+    most = MediaLimits().max_bytes + 1  # one more, so that too much is seen to be too much
+    pictures: list[Any] = [sys.stdin.buffer.read(most) if i == "-" else i for i in images]
     if prompt is None:
         return None, pictures
     question, found = find_image_paths(prompt, shown_before=len(pictures))

@@ -19,6 +19,8 @@ from edgevlm.runtimes.onnx_session import Array, Port, Session, refusal
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _REQUIRED = ("inputs_embeds", "attention_mask")
 _OPTIONAL = ("position_ids", "num_logits_to_keep")
+# The number comes from a file that anyone may have written, and masks are made of it.
+_LONGEST_CONTEXT = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,14 @@ def context_length(files: ModelFiles, options: LoadOptions) -> int:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         text = config.get("text_config") or {}
-        positions = text.get("max_position_embeddings") or config["max_position_embeddings"]
-        own = int(positions)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        own = text.get("max_position_embeddings") or config["max_position_embeddings"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelCorrupt(
             f"{path} gives no max_position_embeddings.",
             hint="The model's config.json must lie in its folder; fetch the model again.",
         ) from error
-    if own < 1:
-        raise refusal(path, f"max_position_embeddings is {own}")
+    if type(own) is not int or not 1 <= own <= _LONGEST_CONTEXT:
+        raise refusal(path, f"max_position_embeddings is {str(own)[:40]}")
     return min(own, options.context_length or own)
 
 
