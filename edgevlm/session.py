@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import time
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import NoneType, TracebackType
@@ -27,6 +30,24 @@ if TYPE_CHECKING:
 DEFAULT_QUESTION = "Describe this image."
 
 
+_LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
+_EXIT_WAIT_S = 2.0
+_ending = False
+
+
+@atexit.register
+def _stop_answers() -> None:
+    """End what daemon threads still compute: a runtime that comes back to an interpreter
+    that is gone aborts the process."""
+    global _ending
+    _ending = True
+    until = time.monotonic() + _EXIT_WAIT_S
+    while any(session.answering for session in list(_LIVE)) and time.monotonic() < until:
+        for session in list(_LIVE):
+            session.cancel()
+        time.sleep(0.01)
+
+
 class Stream(Iterator[Token]):
     """The tokens of one answer as they come; `reply` holds the whole once they have."""
 
@@ -41,6 +62,11 @@ class Stream(Iterator[Token]):
             if end.value is not None:
                 self._reply = end.value
             raise StopIteration from None
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread is inside the stream at this moment."""
+        return inspect.getgeneratorstate(self._answer) == inspect.GEN_RUNNING
 
     @property
     def reply(self) -> Reply:
@@ -123,6 +149,7 @@ class Session:
         self._system = system
         self._turns: list[Turn] = []
         self._active: Stream | None = None
+        _LIVE.add(self)
         self._cancel = Cancel()
         self._load_ms = self.model.load_ms if self._owns_model else 0.0
 
@@ -170,12 +197,19 @@ class Session:
         if not question and not images:
             raise UsageError("There is no question.", hint="Give a prompt or an image.")
         options = _sampling(sampling)
+        if _ending:
+            raise Interrupted("The program is ending.")
         if self._active is not None:
             self._active.close()
         self._cancel = Cancel()
         message = Message("user", question or DEFAULT_QUESTION, tuple(images))
         self._active = Stream(self._answer(message, detail, options, self._cancel, _Clock()))
         return self._active
+
+    @property
+    def answering(self) -> bool:
+        """Whether a thread is computing an answer at this moment."""
+        return self._active is not None and self._active.running
 
     def set_route(self, route: str) -> None:
         """Say who may answer from now on: `local`, `auto` or `cloud`."""

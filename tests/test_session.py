@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -375,3 +377,22 @@ def test_cancelling_the_task_cancels_the_answer(model: Model) -> None:
             return (await session.ask("And?", max_tokens=2)).usage.completion_tokens
 
     assert asyncio.run(run()) == 2
+
+
+def test_a_program_may_end_while_a_daemon_thread_is_answering(smolvlm: Path) -> None:
+    """The runtime would abort the process if it came back to an interpreter that is gone."""
+    program = f"""
+import threading
+from edgevlm import Session
+session = Session({str(smolvlm)!r})
+begun = threading.Event()
+def talk():
+    for token in session.stream("Talk.", temperature=2.0, seed=1, max_tokens=100_000):
+        begun.set()
+threading.Thread(target=talk, daemon=True).start()
+begun.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
