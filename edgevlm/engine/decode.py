@@ -30,7 +30,8 @@ def decode(
 
     `logits` [n_vocab] are of the prompt's last position; `step(id)` appends an id and
     returns the next ones. `seen` are the prompt's ids, for a repetition penalty; `room`
-    is how many more positions the context holds. A cancel ends the stream without an error.
+    is how many more positions the context holds. A cancel ends the stream without an
+    error, and without what was held back of an unfinished character or stop string.
     Raises RuntimeFailed where logits are not finite, and what `step` raises but Interrupted.
     """
     sampler = Sampler(sampling, seen)
