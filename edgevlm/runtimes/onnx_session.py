@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import DoesNotFit, Interrupted, ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.runtimes.onnx_paths import checks_paths_itself, stray_path
 from edgevlm.runtimes.onnx_quiet import onnxruntime
 
 Array: TypeAlias = NDArray[Any]
@@ -189,6 +190,11 @@ def _port(node: Any, path: Path) -> Port:
 def _loading(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
+    if not checks_paths_itself() and (stray := stray_path(path)) is not None:
+        raise ModelCorrupt(
+            f"{path.name} takes weights from {stray[:80]!r}, which is not a file beside it.",
+            hint="Don't trust it; if you do, use Python 3.11 or newer with onnxruntime 1.24.",
+        )
     try:
         yield
     except Exception as error:
