@@ -88,7 +88,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except EdgeVLMError as error:
-        return _tell(error, error.message, error.hint, error.exit_code)
+        tell(error, error.message, error.hint)
+        return error.exit_code
     except (BrokenPipeError, SystemExit):  # click makes the first into the second
         # The reader has left (`| head`): nothing more to say, and no second error at exit.
         _write_to_nowhere()
@@ -96,10 +97,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and _is_full(error):
             _write_to_nowhere()
-            what = "There is no room on the disk that the output goes to."
-            return _tell(error, what, "Free some space.", NoSpace.exit_code)
+            tell(error, "There is no room on the disk that the output goes to.", "Free some space.")
+            return NoSpace.exit_code
         what = f"Unexpected {type(error).__name__}: {error}"
-        return _tell(error, what, "This is a bug: EDGEVLM_DEBUG=1 shows where.", 1)
+        tell(error, what, "This is a bug: EDGEVLM_DEBUG=1 shows where.")
+        return EdgeVLMError.exit_code
 
 
 def _open_missing_streams() -> None:
@@ -123,7 +125,8 @@ def _write_to_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(error: Exception, what: str, hint: str | None, exit_code: int) -> int:
+def tell(error: Exception, what: str, hint: str | None) -> None:
+    """Say what happened and what to do next, a line each; with EDGEVLM_DEBUG=1, where."""
     if os.environ.get("EDGEVLM_DEBUG", "") not in ("", "0"):
         import traceback
 
@@ -131,4 +134,3 @@ def _tell(error: Exception, what: str, hint: str | None, exit_code: int) -> int:
     click.echo(f"error: {' '.join(what.split())}", err=True)
     if hint:
         click.echo(f"hint: {' '.join(hint.split())}", err=True)
-    return exit_code

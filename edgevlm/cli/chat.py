@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevlm.errors import Interrupted, UsageError
+from edgevlm.settings import ROUTES
 
 if TYPE_CHECKING:
     from edgevlm.session import Session
@@ -33,7 +34,7 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
 @click.option("-i", "--image", "images", multiple=True, metavar="P", help="Path, https URL, or -.")
 @click.option("-m", "--model", metavar="M", help="Model name, hub id or folder.")
 @click.option("--runtime", metavar="R", help="Runtime; by default chosen for this device.")
-@click.option("--route", type=click.Choice(["local", "auto", "cloud"]), help="Who may answer.")
+@click.option("--route", type=click.Choice(ROUTES), help="Who may answer.")
 @click.option("-s", "--system", metavar="S", help="A system prompt.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest answer.  [default: 256]")
 @click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0]")
@@ -86,16 +87,14 @@ def chat(
 
 
 def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, list[Any]]:
-    from edgevlm.media import MediaLimits, find_image_paths, missing_picture
+    from edgevlm.cli.question import read_question
+    from edgevlm.media import MediaLimits
 
     most = MediaLimits().max_bytes + 1  # one more, so that too much is seen to be too much
     pictures: list[Any] = [sys.stdin.buffer.read(most) if i == "-" else i for i in images]
     if prompt is None:
         return None, pictures
-    question, found = find_image_paths(prompt, shown_before=len(pictures))
-    missing = missing_picture(question)
-    if missing:
-        click.echo(f"There is no file {missing}: it is read as text.", err=True)
+    question, found = read_question(prompt, shown_before=len(pictures))
     return question, [*pictures, *found]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from edgevlm.cli import tell
 from edgevlm.cli.background import read
+from edgevlm.cli.question import read_question
 from edgevlm.errors import EdgeVLMError, UsageError
-from edgevlm.media import find_image_paths, load_image, missing_picture
+from edgevlm.media import find_image_paths, load_image
 from edgevlm.messages import Reply
 from edgevlm.session import Session, media_limits
 
@@ -57,9 +59,7 @@ def _guarded(act: Callable[[str], None], line: str) -> None:
     try:
         act(line)
     except EdgeVLMError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+        tell(error, error.message, error.hint)
     except KeyboardInterrupt:
         click.echo("\nStopped.", err=True)
 
@@ -88,10 +88,7 @@ class _Conversation:
         self.open = True
 
     def answer(self, line: str) -> None:
-        question, found = find_image_paths(line, shown_before=len(self._pictures))
-        missing = missing_picture(question)
-        if missing:
-            click.echo(f"There is no file {missing}: it is read as text.", err=True)
+        question, found = read_question(line, shown_before=len(self._pictures))
         # Decoded first: a picture that fails must not cost those shown before it.
         pictures = [*self._pictures, *(self._load(path) for path in found)]
         stream = self._session.stream(question, pictures, **self._options)
