@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import Logits
 from edgevlm.engine.decode import decode
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import Prompt
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
 
 DEFAULT_QUESTION = "Describe this image."
-
 
 _LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
 _EXIT_WAIT_S = 2.0
@@ -149,9 +149,9 @@ class Session:
         self._system = system
         self._turns: list[Turn] = []
         self._active: Stream | None = None
-        _LIVE.add(self)
         self._cancel = Cancel()
         self._load_ms = self.model.load_ms if self._owns_model else 0.0
+        _LIVE.add(self)
 
     def ask(
         self,
@@ -317,7 +317,7 @@ class Session:
                 hint="Ask something shorter, send fewer pictures, or begin a new conversation.",
             )
 
-    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: _Clock) -> tuple[Any, int]:
+    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: _Clock) -> tuple[Logits, int]:
         before = time.perf_counter()
         embeddings = {
             i: self.model.embed(prompt.images[i], cancel) for i in self._context.needs(prompt)
