@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgevlm.devices.placement import choose_runtime
+from edgevlm.devices.placement import choose_placement
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import (
@@ -25,9 +25,10 @@ from edgevlm.engine.contract import (
 )
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
-from edgevlm.families import load_family
-from edgevlm.families.base import Family
+from edgevlm.families import known_family, load_family
+from edgevlm.families.base import BringsFamily, Family
 from edgevlm.models.store import Store
+from edgevlm.runtimes import get_runtime
 from edgevlm.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -145,18 +146,31 @@ def load_model(
 
 
 def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
-    chosen = choose_runtime(runtime)
-    files = Store(settings).resolve(name, runtime=chosen.name, progress=progress)
+    store = Store(settings)
+    placement = choose_placement(store.placements(name), runtime)
+    files = store.resolve(name, runtime=str(placement), progress=progress)
     started = time.perf_counter()
-    family = load_family(files.folder)
+    family = known_family(files.folder)
     options = LoadOptions(
         threads=settings.threads or compute_threads(), context_length=settings.context_length
     )
-    language = chosen.load_language(files, options)
+    language = get_runtime(placement.language).load_language(files, options)
     try:
-        vision = chosen.load_vision(files, options)
+        vision = get_runtime(placement.vision).load_vision(files, options)
+        try:
+            family = family or _own_family(vision, files)
+        except BaseException:
+            vision.close()
+            raise
     except BaseException:
         language.close()
         raise
     load_ms = (time.perf_counter() - started) * 1000
     return Model(files, family, vision, language, load_ms)
+
+
+def _own_family(vision: VisionEncoder, files: ModelFiles) -> Family:
+    """The family that a runtime makes of a model that has no file in `families/`."""
+    if isinstance(vision, BringsFamily):
+        return vision.own_family(files)
+    return load_family(files.folder)  # says what is wrong

@@ -75,7 +75,7 @@ def pull(name: str, runtime: str | None, as_json: bool) -> None:
     from edgevlm.models.disk import size_text
 
     with progress() as shown:
-        version = _store().pull(name, runtime=_chosen(runtime), progress=shown)
+        version = _store().pull(name, runtime=_chosen(name, runtime), progress=shown)
     if as_json:
         _print_json(_version_json(version))
         return
@@ -100,7 +100,7 @@ def show(name: str, runtime: str | None, as_json: bool) -> None:
         if isinstance(target, CatalogEntry):
             known = _entry_json(target, runtime)
         else:
-            plan = store.plan(name, runtime=_chosen(runtime))
+            plan = store.plan(name, runtime=_chosen(name, runtime))
             known = {"runtimes": {plan.runtime: {"size": plan.size, "files": plan_dict(plan)}}}
     document = {"name": name, **known, "installed": [_version_json(v) for v in here]}
     if as_json:
@@ -174,14 +174,18 @@ def _store() -> Store:
     return Store(load_settings())
 
 
-def _chosen(runtime: str | None) -> str:
-    """The runtime asked for, which need not run here, or the one that chat would use."""
-    if runtime is not None:
-        return runtime
-    from edgevlm.devices.placement import choose_runtime
+def _chosen(name: str, runtime: str | None) -> str:
+    """The placement asked for, which need not run here, or the one that chat would use."""
+    from edgevlm.devices.placement import choose_placement
     from edgevlm.settings import load_settings
 
-    return choose_runtime(load_settings().runtime).name
+    offers = _store().placements(name)
+    if runtime is None:
+        return str(choose_placement(offers, load_settings().runtime))
+    spelled = [str(offer) for offer in offers]
+    # A runtime alone means the language model's.
+    language = [str(offer) for offer in offers if offer.language == runtime]
+    return runtime if runtime in spelled or not language else language[0]
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:

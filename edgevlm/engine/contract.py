@@ -15,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.prompt import ImageInput
+from edgevlm.engine.prompt import BlockEmbeddings, ImageInput
 
 Ids: TypeAlias = NDArray[np.int64]
 Embeddings: TypeAlias = NDArray[np.float32]
 Logits: TypeAlias = NDArray[np.float32]
+Part: TypeAlias = Ids | Embeddings | BlockEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """A verified model on disk: its folder, and the file that plays each role in a runtime.
 
-    Roles of ONNX Runtime: `vision_encoder`, `embed_tokens`, `decoder`.
+    Roles: `vision_encoder` and `decoder`, of ONNX Runtime also `embed_tokens`, of llama.cpp
+    maybe `lora`; of MLX `weights`, whose folder is the MLX model's. A runtime reads its own.
     """
 
     name: str
@@ -59,15 +61,17 @@ class Context(Protocol):
 
     length: int
 
-    def extend(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Logits:
+    def extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
 
         Returns the logits float32 [n_vocab] of the last position, owned by the
         caller. On Interrupted or RuntimeFailed the context keeps its old length.
+        Raises NotSupported for blocks where the runtime has no way to take them.
         """
 
     def truncate(self, length: int) -> None:
-        """Forget every position from `length` on. The rest stays exact."""
+        """Forget every position from `length` on, which is never inside a block. The rest
+        stays exact."""
 
     def close(self) -> None: ...
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable
 import numpy as np
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import Context, Embeddings, Ids, Logits
-from edgevlm.engine.prompt import ImageSlot, Prompt
+from edgevlm.engine.contract import Context, Embeddings, Logits, Part
+from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageSlot, Prompt
 
 
 class PrefixContext:
@@ -35,7 +35,7 @@ class PrefixContext:
         called only for pictures that the context does not hold yet.
         """
         keys = prompt.keys()
-        kept = self._common(keys)
+        kept = self._common(prompt, keys)
         self._truncate(kept)
         logits = self._context.extend(_parts_from(prompt, kept, embed), cancel)
         self._keys = keys
@@ -43,7 +43,7 @@ class PrefixContext:
 
     def needs(self, prompt: Prompt) -> set[int]:
         """Which images of the prompt have rows that a prefill would compute."""
-        kept = self._common(prompt.keys())
+        kept = self._common(prompt, prompt.keys())
         needed = set()
         position = 0
         for part in prompt.parts:
@@ -61,23 +61,36 @@ class PrefixContext:
         self._context.close()
         self._keys = []
 
-    def _common(self, keys: list[Hashable]) -> int:
+    def _common(self, prompt: Prompt, keys: list[Hashable]) -> int:
         # The last position is always computed: its logits are what a prefill is for.
         limit = min(len(self._keys), len(keys) - 1)
         kept = 0
         while kept < limit and self._keys[kept] == keys[kept]:
             kept += 1
-        return kept
+        return _outside_blocks(prompt, kept)
 
     def _truncate(self, length: int) -> None:
         self._context.truncate(length)
         del self._keys[length:]
 
 
-def _parts_from(
-    prompt: Prompt, start: int, embed: Callable[[int], Embeddings]
-) -> list[Ids | Embeddings]:
-    parts: list[Ids | Embeddings] = []
+def _outside_blocks(prompt: Prompt, length: int) -> int:
+    """`length`, or where the block begins that it would cut."""
+    position = 0
+    for part in prompt.parts:
+        count = part.count if isinstance(part, ImageSlot) else len(part)
+        if position < length < position + count and _block_of(prompt, part) is not None:
+            return position
+        position += count
+    return length
+
+
+def _block_of(prompt: Prompt, part: object) -> Block | None:
+    return prompt.images[part.image].block if isinstance(part, ImageSlot) else None
+
+
+def _parts_from(prompt: Prompt, start: int, embed: Callable[[int], Embeddings]) -> list[Part]:
+    parts: list[Part] = []
     position = 0
     for part in prompt.parts:
         count = part.count if isinstance(part, ImageSlot) else len(part)
@@ -85,8 +98,10 @@ def _parts_from(
         position += count
         if skip >= count:
             continue
-        if isinstance(part, ImageSlot):
-            parts.append(embed(part.image)[part.start + skip : part.start + count])
-        else:
+        if not isinstance(part, ImageSlot):
             parts.append(np.array(part[skip:], dtype=np.int64))
+            continue
+        rows = embed(part.image)[part.start + skip : part.start + count]
+        block = _block_of(prompt, part)
+        parts.append(rows if block is None else BlockEmbeddings(rows, block))
     return parts

@@ -11,13 +11,40 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """How a picture's rows go in where they can't be taken apart.
+
+    `positions` int32 [n_tokens, 3] are (time, row, column) from the picture's first position
+    on (M-RoPE, Qwen2-VL, arXiv:2409.12191), or None where rows are numbered like text;
+    `span` is by how much the position of what follows moves on. Rows that are not `causal`
+    attend to one another in both directions (PaliGemma, arXiv:2407.07726).
+    """
+
+    span: int
+    positions: NDArray[np.int32] | None = None
+    causal: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BlockEmbeddings:
+    """Rows float32 [n, d_model] of a picture that go in together, as their block says."""
+
+    rows: NDArray[np.float32]
+    block: Block
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class ImageInput:
     """A picture as its family prepared it for the vision encoder.
 
     `pixel_values` float32 [n_tiles, 3, H, W]; `pixel_mask` bool [n_tiles, H, W] or None;
     `grid` is (rows, columns) of the tiles beside the global image, (0, 0) when not split.
     `key` is a SHA-256 over the decoded pixels, their shape and the preprocessing: equal
-    keys mean equal embeddings from one encoder.
+    keys mean equal embeddings from one encoder. `block` is set where a picture goes in as
+    a whole, in one slot; `prepared` is for an encoder whose runtime prepared the picture itself.
     """
 
     pixel_values: NDArray[np.float32]
@@ -25,6 +52,8 @@ class ImageInput:
     grid: tuple[int, int]
     n_tokens: int
     key: str
+    block: Block | None = None
+    prepared: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,14 @@ _FACTORIES = {
 }
 
 
+def known_family(folder: Path) -> Family | None:
+    """`load_family`, or None for a model that no family knows. Raises what else it does."""
+    config = ConfigFile.read_if_there(folder, "config.json")
+    if config.fields.get("model_type") not in _FACTORIES:
+        return None
+    return load_family(folder)
+
+
 def load_family(folder: Path) -> Family:
     """Read the family's files from a model folder.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgevlm.engine.contract import ModelFiles
 from edgevlm.engine.prompt import ImageInput, Prompt
 from edgevlm.messages import Role
 
@@ -41,3 +42,12 @@ class Family(Protocol):
         Text never turns into special tokens: a user who types `<image>` gets these
         letters. Raises TemplateError.
         """
+
+
+@runtime_checkable
+class BringsFamily(Protocol):
+    """A vision encoder whose runtime can prepare pictures and prompts by itself, of models
+    for which there is no file here."""
+
+    def own_family(self, files: ModelFiles) -> Family:
+        """Raises ModelCorrupt, NotSupported, TemplateError."""

@@ -17,12 +17,14 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from edgevlm.engine.placement import Placement
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models.names import HubId, check_name, check_path
 from edgevlm.models.sources import Source, parse_source
 
 T = TypeVar("T")
 
+VISION_ROLE = "vision_encoder"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ASSEMBLER = re.compile(r"edgevlm\.[a-z_.]+:[a-z_]+")
 
@@ -60,7 +62,10 @@ class RuntimeFiles:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model. `parameters` is a count, `context_length` in tokens, `base` a hub id or a text."""
+    """A model. `parameters` is a count, `context_length` in tokens, `base` a hub id or a text.
+
+    `runtimes` maps a placement, as it is spelled, to the files that make the model there.
+    """
 
     name: str
     title: str
@@ -71,6 +76,24 @@ class CatalogEntry:
     licence: str
     verified: bool
     runtimes: Mapping[str, RuntimeFiles]
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Where it runs: as its tables say, and each vision part with each language part."""
+        whole = [Placement.parse(name) for name in self.runtimes]
+        single = [p for p in whole if p.vision == p.language]
+        mixed = [Placement(v.vision, p.language) for v in single for p in single]
+        return tuple(dict.fromkeys([*whole, *mixed]))
+
+    def files_for(self, placement: str) -> RuntimeFiles | None:
+        """The files of a placement; of two tables where it is a mix of two runtimes."""
+        if placement in self.runtimes:
+            return self.runtimes[placement]
+        wanted = Placement.parse(placement)
+        vision, language = (self.runtimes.get(r) for r in (wanted.vision, wanted.language))
+        if vision is None or language is None or vision.assemble or language.assemble:
+            return None
+        return _mixed(vision, language)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +106,26 @@ class Catalog:
             if entry.base == str(hub):
                 return entry
         return None
+
+
+def _mixed(vision: RuntimeFiles, language: RuntimeFiles) -> RuntimeFiles:
+    """The pictures' part of one table with everything else of another."""
+    kept = [file for file in language.files if file.role != VISION_ROLE]
+    taken = {file.path for file in kept}
+    # A table without that role has one file of weights for both parts, and its configuration.
+    has_role = any(file.role == VISION_ROLE for file in vision.files)
+    added = [
+        file
+        for file in vision.files
+        if file.path not in taken and (file.role == VISION_ROLE or not has_role)
+    ]
+    return RuntimeFiles(
+        files=(*added, *kept),
+        quantization={
+            **{part: bits for part, bits in language.quantization.items() if part != "vision"},
+            **{part: bits for part, bits in vision.quantization.items() if part == "vision"},
+        },
+    )
 
 
 @cache
@@ -155,7 +198,7 @@ def _entry(name: str, table: _Table, shipped: bool) -> CatalogEntry:
 
 
 def _runtime(name: str, table: _Table, verified: bool, shipped: bool) -> RuntimeFiles:
-    check_name(name)
+    Placement.parse(name)
     prefix = table.take("from", str, "")
     rows = table.take("files", list)
     runtime = RuntimeFiles(

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgevlm.errors import ModelCorrupt, ModelUnavailable
 from edgevlm.models import hub, pypi
 from edgevlm.models.disk import require_space, size_text
-from edgevlm.models.layout import discover
+from edgevlm.models.layouts import discover
 from edgevlm.models.plan import Plan, PlannedFile
 from edgevlm.models.progress import Progress
 from edgevlm.models.publish import Manifest, Published, PublishedFile, now

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, UnknownModel
 from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import Catalog, CatalogEntry, CatalogFile, RuntimeFiles
-from edgevlm.models.layout import discover
+from edgevlm.models.layouts import discover
 from edgevlm.models.names import HubId
 from edgevlm.models.receive import Expected
 from edgevlm.models.sources import FileSource, HubSource, Source
@@ -117,7 +117,7 @@ def needs_network(target: CatalogEntry | HubId, runtime: str) -> bool:
 
 
 def _recipe(entry: CatalogEntry, runtime: str) -> RuntimeFiles:
-    recipe = entry.runtimes.get(runtime)
+    recipe = entry.files_for(runtime)
     if recipe is None:
         raise ModelUnavailable(
             f"{entry.name} is not published for runtime {runtime}.",

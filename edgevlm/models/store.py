@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgevlm.engine.placement import Placement
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, Offline, UnknownModel
+from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import Catalog, CatalogEntry, load_catalog
 from edgevlm.models.disk import disk_errors
 from edgevlm.models.fetch import fetch
-from edgevlm.models.layout import discover
+from edgevlm.models.layouts import discover, offered
 from edgevlm.models.names import HubId
 from edgevlm.models.plan import (
     Plan,
@@ -64,6 +66,23 @@ class Store:
         self.root = settings.home / "models"
         self._offline = settings.offline
 
+    def placements(self, name: str) -> tuple[Placement, ...]:
+        """Where the model can run, by the files there are of it, on whatever device.
+
+        Of a model of the hub that is here it says what is here; else it asks the hub.
+        Raises UnknownModel, ModelUnavailable, Offline.
+        """
+        target = find_target(name, self.catalog)
+        if isinstance(target, Path):
+            return tuple(offered(_paths_in(target)))
+        if isinstance(target, CatalogEntry):
+            return target.placements
+        here = [v.runtime for v in self.list() if v.folder.parent.parent.name == target.key]
+        if here:
+            return tuple(Placement.parse(runtime) for runtime in here)
+        self._refuse_offline(target, "onnx")
+        return tuple(offered(hub_client.list_files(target).files))
+
     def resolve(
         self,
         name: str,
@@ -75,7 +94,8 @@ class Store:
         """Return a model's files, fetched first if need be.
 
         `name` is a catalog name, a hub id `owner/repo[@revision]` or a local folder, which
-        is used where it is. Raises UnknownModel, ModelUnavailable, Offline, ModelCorrupt,
+        is used where it is; `runtime` a placement as it is spelled (`onnx+llamacpp`).
+        Raises UnknownModel, ModelUnavailable, Offline, ModelCorrupt,
         NoSpace, NotSupported.
         """
         target = find_target(name, self.catalog)
@@ -322,16 +342,20 @@ def _model_files(version: Published) -> ModelFiles:
 def _local(folder: Path, runtime: str) -> ModelFiles:
     from edgevlm.engine.contract import ModelFiles
 
-    paths = [path for pattern in ("*", "onnx/*") for path in folder.glob(pattern)]
-    layout = discover(
-        (p.relative_to(folder).as_posix() for p in paths if p.is_file()), runtime, str(folder)
-    )
+    layout = discover(_paths_in(folder), runtime, str(folder))
     return ModelFiles(
         name=folder.name,
         folder=folder,
         roles={role: folder / path for role, path in layout.roles.items()},
         quantization=layout.quantization,
     )
+
+
+def _paths_in(folder: Path) -> frozenset[str]:
+    """The files that may belong to a model: at the top, and in the folders of runtimes."""
+    paths = [*folder.glob("*"), *folder.glob("onnx/*"), *folder.glob("mlx/*")]
+    paths += folder.glob("coreml/**/*")
+    return frozenset(p.relative_to(folder).as_posix() for p in paths if p.is_file())
 
 
 def _name(target: CatalogEntry | HubId) -> str:

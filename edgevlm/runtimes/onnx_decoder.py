@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import Embeddings, Ids, LoadOptions, Logits, ModelFiles
-from edgevlm.errors import PromptTooLong, RuntimeFailed
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.prompt import BlockEmbeddings
+from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
 from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
 from edgevlm.runtimes.onnx_layout import (
     cache_layout,
@@ -48,9 +49,9 @@ class OnnxLanguageModel:
         self._embed_tokens.close()
         self._decoder.close()
 
-    def embed(self, parts: Sequence[Ids | Embeddings]) -> Array:
+    def embed(self, parts: Sequence[Part]) -> Array:
         """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
-        rows = [self._look_up(part) if part.ndim == 1 else part for part in parts]
+        rows = [self._rows(part) for part in parts]
         dtype = self._decoder.inputs["inputs_embeds"].dtype
         return np.concatenate(rows, dtype=dtype, casting="same_kind")
 
@@ -68,6 +69,14 @@ class OnnxLanguageModel:
         # Where the graph gives a row for every position, a copy lets go of the others.
         logits: Logits = rows[0, -1].astype(np.float32, copy=rows.shape[1] > 1)
         return logits
+
+    def _rows(self, part: Part) -> Array:
+        if isinstance(part, BlockEmbeddings):
+            raise NotSupported(
+                "The three-file ONNX layout has no way for pictures with positions of their own.",
+                hint="Run this model with llama.cpp or MLX.",
+            )
+        return self._look_up(part) if part.ndim == 1 else part
 
     def _look_up(self, ids: Array) -> Array:
         # A session call takes 4 us for a row: a table of our own would save nothing.
@@ -120,12 +129,12 @@ class OnnxContext:
         self._model = model
         self._cache: KvCache | None = cache
 
-    def extend(self, parts: Sequence[Ids | Embeddings], cancel: Cancel) -> Logits:
+    def extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
 
         Returns logits float32 [n_vocab] of the last position, owned by the caller.
-        Raises PromptTooLong, Interrupted, RuntimeFailed, ValueError for nothing to
-        append; after each of them the context is as it was.
+        Raises PromptTooLong, NotSupported, Interrupted, RuntimeFailed, ValueError for
+        nothing to append; after each of them the context is as it was.
         """
         cache = self._opened()
         count = sum(len(part) for part in parts)

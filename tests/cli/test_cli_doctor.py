@@ -12,7 +12,7 @@ from edgevlm import load_model
 from edgevlm.cli import run
 from edgevlm.doctor import model, models, put_together
 from edgevlm.errors import ModelCorrupt
-from edgevlm.models.layout import discover
+from edgevlm.models.layouts import discover
 from edgevlm.models.publish import Manifest, PublishedFile, publish
 from edgevlm.models.receive import hash_file
 from edgevlm.settings import load_settings

@@ -16,7 +16,7 @@ from recorder import Recorder
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, NotSupported, UnknownModel
 from edgevlm.models.catalog import Catalog, parse_catalog
 from edgevlm.models.disk import disk_errors, size_text
-from edgevlm.models.layout import discover
+from edgevlm.models.layouts import discover
 from edgevlm.models.store import Store
 from edgevlm.settings import Settings
 
