@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import Catalog, CatalogEntry, load_catalog
 from edgevlm.models.disk import disk_errors
 from edgevlm.models.fetch import fetch
-from edgevlm.models.layouts import discover, offered
+from edgevlm.models.layouts import discover, nearest, offered
 from edgevlm.models.names import HubId
 from edgevlm.models.plan import (
     Plan,
@@ -70,18 +70,18 @@ class Store:
         """Where the model can run, by the files there are of it, on whatever device.
 
         Of a model of the hub that is here it says what is here; else it asks the hub.
-        Raises UnknownModel, ModelUnavailable, Offline.
+        Raises UnknownModel, ModelUnavailable, Offline, and ModelCorrupt where files are missing.
         """
         target = find_target(name, self.catalog)
         if isinstance(target, Path):
-            return tuple(offered(_paths_in(target)))
+            return _offered(_paths_in(target), str(target))
         if isinstance(target, CatalogEntry):
             return target.placements
         here = [v.runtime for v in self.list() if v.folder.parent.parent.name == target.key]
         if here:
             return tuple(Placement.parse(runtime) for runtime in here)
         self._refuse_offline(target, "onnx")
-        return tuple(offered(hub_client.list_files(target).files))
+        return _offered(hub_client.list_files(target).files, str(target))
 
     def resolve(
         self,
@@ -349,6 +349,13 @@ def _local(folder: Path, runtime: str) -> ModelFiles:
         roles={role: folder / path for role, path in layout.roles.items()},
         quantization=layout.quantization,
     )
+
+
+def _offered(paths: Collection[str], what: str) -> tuple[Placement, ...]:
+    found = tuple(offered(paths))
+    if not found:
+        discover(paths, nearest(paths), what)  # says what is missing
+    return found
 
 
 def _paths_in(folder: Path) -> frozenset[str]:

@@ -113,7 +113,7 @@ def test_a_terminal_sees_a_bar(hub: HubServer) -> None:
         (("pull", "smolvlm2-50m"), 3, "Did you mean smolvlm2-500m"),
         (("pull", "acme/none"), 3, "The hub has no model acme/none"),
         (("pull", "smolvlm2-2.2b", "--runtime", "onnx"), 3, "llamacpp, mlx"),
-        (("pull", REPO, "--runtime", "mlx"), 4, "only what is"),
+        (("pull", REPO, "--runtime", "llamacpp"), 3, "has no decoder"),
         (("pull", REPO, "--runtime", "abacus"), 4, "abacus"),
         (("pull",), 2, "NAME"),
         (("show", "nothing"), 3, "There is no model"),

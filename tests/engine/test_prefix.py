@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import Part
 from edgevlm.engine.prefix import PrefixContext
-from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
+from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageInput, ImageSlot, Prompt
 from edgevlm.errors import Interrupted
 
 VOCAB, D_MODEL = 16, 4
@@ -22,14 +24,17 @@ class RecordingContext:
         self.rows: list[object] = []
         self.computed = 0
         self.fail = False
+        self.blocks: list[BlockEmbeddings] = []
 
     @property
     def length(self) -> int:
         return len(self.rows)
 
-    def extend(self, parts: Sequence[np.ndarray], cancel: Cancel) -> np.ndarray:
+    def extend(self, parts: Sequence[Part], cancel: Cancel) -> np.ndarray:
         if self.fail:
             raise Interrupted("Stopped.")
+        self.blocks = [part for part in parts if isinstance(part, BlockEmbeddings)]
+        parts = [part.rows if isinstance(part, BlockEmbeddings) else part for part in parts]
         new = [row if part.ndim == 1 else tuple(row) for part in parts for row in part.tolist()]
         self.rows += new
         self.computed = len(new)
@@ -145,3 +150,19 @@ def test_an_interrupted_prefill_leaves_no_stale_keys(recording: RecordingContext
     assert recording.rows == rows_of(other)
     assert prefill(context, FIRST) == (1, [0])
     assert recording.rows == rows_of(FIRST)
+
+
+def test_a_block_goes_in_whole_or_not_at_all() -> None:
+    block = Block(span=2, positions=np.zeros((3, 3), np.int32))
+    image = replace(picture("a"), block=block)
+    slot = ImageSlot(0, 0, 3)
+    recorder = RecordingContext()
+    context = PrefixContext(recorder)
+    # The last position is always computed, and here it is inside the block.
+    prompt = Prompt(((1, 2), slot), (image,))
+    for kept in (0, 2):
+        assert prefill(context, prompt) == (kept, [0])
+        (given,) = recorder.blocks
+        assert given.block is block
+        assert len(given) == 3
+    assert prefill(context, Prompt(((1, 2), slot, (5,)), (image,))) == (5, [])

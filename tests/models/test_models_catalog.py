@@ -200,3 +200,23 @@ def test_a_hub_id_has_a_folder_of_its_own() -> None:
     assert hub == HubId("Acme", "Cam", "refs/pr/1")
     assert hub.key == "Acme--Cam@refs%2Fpr%2F1"
     assert str(HubId("a", "b")) == "a/b"
+
+
+def test_two_tables_make_a_mixed_placement() -> None:
+    entry = load_catalog().entries["smolvlm2-500m"]
+    assert {"onnx", "llamacpp", "mlx", "onnx+llamacpp"} <= {str(p) for p in entry.placements}
+    files = entry.files_for("onnx+llamacpp")
+    assert files is not None
+    roles = {file.role: file.path for file in files.files if file.role}
+    assert roles == {
+        "vision_encoder": "onnx/vision_encoder_fp16.onnx",
+        "decoder": "SmolVLM2-500M-Video-Instruct-Q8_0.gguf",
+    }
+    assert files.quantization == {"vision": "fp16", "decoder": "q8_0"}
+    assert "tokenizer.json" in {file.path for file in files.files}
+
+
+def test_an_assembled_model_is_never_mixed() -> None:
+    entry = load_catalog().entries["edgevlm-tiny"]
+    assert entry.files_for("onnx") is not None
+    assert entry.files_for("llamacpp+onnx") is None

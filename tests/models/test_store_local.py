@@ -110,9 +110,14 @@ def test_a_missing_file_is_named(store: Store, origin: Path, missing: str, named
         store.resolve(str(origin), runtime="onnx")
 
 
-def test_other_runtimes_take_only_what_is_in_the_catalog(store: Store, origin: Path) -> None:
-    with pytest.raises(NotSupported, match="mlx"):
-        store.resolve(str(origin), runtime="mlx")
+def test_unknown_runtimes_take_only_what_is_in_the_catalog(store: Store, origin: Path) -> None:
+    with pytest.raises(NotSupported, match="abacus"):
+        store.resolve(str(origin), runtime="abacus")
+
+
+def test_a_runtime_whose_files_are_not_there(store: Store, origin: Path) -> None:
+    with pytest.raises(ModelCorrupt, match=r"has no decoder \(\*.gguf\)"):
+        store.resolve(str(origin), runtime="llamacpp")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Which file of a folder or a repository plays which part, one file a runtime."""
 
 from edgevlm.models.layouts.base import Layout
-from edgevlm.models.layouts.discover import discover, offered
+from edgevlm.models.layouts.discover import discover, nearest, offered
 
-__all__ = ["Layout", "discover", "offered"]
+__all__ = ["Layout", "discover", "nearest", "offered"]

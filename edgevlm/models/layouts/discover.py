@@ -48,6 +48,14 @@ def offered(paths: Collection[str]) -> list[Placement]:
     return [Placement(v, each) for v in vision for each in language]
 
 
+def nearest(paths: Collection[str]) -> str:
+    """The runtime whose files a folder that is not whole seems to be meant for."""
+    endings = {".gguf": "llamacpp", ".safetensors": "mlx"}
+    found = [runtime for end, runtime in endings.items() if any(p.endswith(end) for p in paths)]
+    has_onnx = any(path.endswith(".onnx") for path in paths)
+    return "onnx" if has_onnx or not found else found[0]
+
+
 def _holds(paths: Collection[str], runtime: str, part: str) -> bool:
     try:
         _finder(runtime, "")(paths, (part,), "")  # type: ignore[arg-type]
