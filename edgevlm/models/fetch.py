@@ -70,8 +70,10 @@ def _take_from_donors(file: PlannedFile, folder: Path, donors: Sequence[Publishe
             origin = donor.folder / path
             if known.sha256 == wanted and _is_whole(origin, file.expected):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(origin, target)
-                return
+                # Another process may remove the donor meanwhile: then the file is fetched.
+                with contextlib.suppress(FileNotFoundError):
+                    _link_or_copy(origin, target)
+                    return
 
 
 def _is_whole(path: Path, expected: Expected) -> bool:

@@ -215,7 +215,9 @@ class Store:
         self._clear_staging(key, plan.runtime, keep=staging)
         staging.mkdir(parents=True, exist_ok=True)
         try:
-            folder, manifest = fetch(plan, staging, versions(place), progress)
+            # Placements of one model share files: what one has, another needn't fetch.
+            donors = [version for other in self._runtimes(key) for version in versions(other)]
+            folder, manifest = fetch(plan, staging, donors, progress)
             return publish(folder, place, manifest)
         finally:
             progress.finish()

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from hub_server import model_files
 from recorder import Recorder
 
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, NotSupported, UnknownModel
-from edgevlm.models.catalog import Catalog, parse_catalog
+from edgevlm.models.catalog import Catalog, RuntimeFiles, parse_catalog
 from edgevlm.models.disk import disk_errors, size_text
 from edgevlm.models.layouts import discover
+from edgevlm.models.receive import hash_file
 from edgevlm.models.store import Store
 from edgevlm.settings import Settings
 
@@ -322,3 +324,18 @@ def test_raw_material_is_assembled_and_removed(
 )
 def test_sizes_read_well(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+def test_placements_of_one_model_share_files(home: Path, origin: Path) -> None:
+    paths = ["config.json", "tokenizer.json", "onnx/decoder_model_merged_q4.onnx"]
+    catalog = catalog_of(origin, paths)
+    (entry,) = catalog.entries.values()
+    hashed = tuple(
+        replace(file, sha256=hash_file(origin / file.path).sha256)
+        for file in entry.runtimes["onnx"].files
+    )
+    for name in ("onnx", "onnx+llamacpp"):
+        runtimes = {name: RuntimeFiles(hashed)}
+        one = Catalog({"cam": replace(entry, runtimes=runtimes, verified=True)})
+        version = Store(Settings(home=home), one).pull("cam", runtime=name)
+    assert (version.folder / paths[2]).stat().st_nlink == 2
