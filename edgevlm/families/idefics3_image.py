@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevlm.engine.prompt import ImageInput
-from edgevlm.families.base import Detail
+from edgevlm.families.base import Detail, check_budget
 from edgevlm.families.config_files import ConfigFile
 from edgevlm.media.image import pixels_key
 
@@ -75,9 +75,20 @@ class TilingSettings:
         )
 
 
-def prepare(pixels: NDArray[np.uint8], settings: TilingSettings, detail: Detail) -> ImageInput:
-    """Cut RGB uint8 [H, W, 3] into tiles: the rows from the top, the whole picture last."""
+def prepare(
+    pixels: NDArray[np.uint8],
+    settings: TilingSettings,
+    detail: Detail = "auto",
+    budget: int | None = None,
+) -> ImageInput:
+    """Cut RGB uint8 [H, W, 3] into tiles: the rows from the top, the whole picture last.
+
+    Raises UsageError where one tile is above the budget.
+    """
     settings = replace(settings, split=_splits(settings, detail))
+    if budget is not None:
+        height, width, _ = pixels.shape
+        settings = _within(settings, (width, height), budget)
     tiles, grid = _cut(Image.fromarray(pixels), settings)
     fingerprint = hashlib.sha256(f"{pixels_key(pixels)} idefics3 {settings}".encode())
     side = settings.tile
@@ -93,6 +104,29 @@ def prepare(pixels: NDArray[np.uint8], settings: TilingSettings, detail: Detail)
 
 def _splits(settings: TilingSettings, detail: Detail) -> bool:
     return settings.split if detail == "auto" else detail == "high"
+
+
+def _within(settings: TilingSettings, size: tuple[int, int], budget: int) -> TilingSettings:
+    """Fewer tiles where need be, in the same way: by enlarging the picture less."""
+    check_budget(budget, settings.tokens)
+    if not settings.split:
+        return settings
+    most = budget // settings.tokens
+    if _tile_count(settings, size) <= most:
+        return settings
+    for side in range((settings.longest_edge or max(size)) // settings.tile, 1, -1):
+        smaller = replace(settings, longest_edge=side * settings.tile)
+        if _tile_count(smaller, size) <= most:
+            return smaller
+    return replace(settings, split=False)
+
+
+def _tile_count(settings: TilingSettings, size: tuple[int, int]) -> int:
+    if settings.longest_edge is not None:
+        size = _with_longest_edge(size, settings.longest_edge)
+    width, height = _in_whole_tiles(size, settings.tile)
+    tiles = (width // settings.tile) * (height // settings.tile)
+    return tiles + 1 if tiles > 1 else 1
 
 
 def _cut(

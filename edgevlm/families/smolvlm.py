@@ -33,6 +33,7 @@ class SmolVLM:
     """The family of model types `idefics3` and `smolvlm`."""
 
     name = "smolvlm"
+    video = None
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class SmolVLM:
             stop_ids=_stop_ids(folder, tokenizer, specials),
         )
 
-    def preprocess(self, pixels: NDArray[np.uint8], detail: Detail = "auto") -> ImageInput:
-        return prepare(pixels, self._tiling, detail)
+    def preprocess(
+        self, pixels: NDArray[np.uint8], detail: Detail = "auto", budget: int | None = None
+    ) -> ImageInput:
+        return prepare(pixels, self._tiling, detail, budget)
 
     def render(self, turns: Sequence[Turn]) -> Prompt:
         images = images_of(turns)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
 from edgevlm.errors import ModelCorrupt
-from edgevlm.families.base import Detail, Turn
+from edgevlm.families.base import Detail, Turn, check_budget
 from edgevlm.families.config_files import FETCH_AGAIN, ConfigFile, read_tokenizer
 from edgevlm.families.layout import Letters, Markup, MarkupTokenizer, Piece, images_of
 
@@ -56,6 +56,7 @@ class TinyFamily:
     """The family of model type `edgevlm_tiny`."""
 
     name = "edgevlm_tiny"
+    video = None
 
     def __init__(
         self, tokenizer: Tokenizer, preprocessing: Preprocessing, image_tokens: int
@@ -74,7 +75,9 @@ class TinyFamily:
         image_tokens = config.nested("vision_config").positive("image_tokens")
         return cls(read_tokenizer(folder), Preprocessing.read(folder), image_tokens)
 
-    def preprocess(self, pixels: NDArray[np.uint8], detail: Detail = "auto") -> ImageInput:
+    def preprocess(
+        self, pixels: NDArray[np.uint8], detail: Detail = "auto", budget: int | None = None
+    ) -> ImageInput:
         """Squash RGB uint8 [H, W, 3] to the encoder's square; there are no tiles at any `detail`.
 
         The whole picture is kept, since what it shows may stand at its edge; a centre crop
@@ -84,6 +87,7 @@ class TinyFamily:
 
         from edgevlm.media.image import pixels_key
 
+        check_budget(budget, self._image_tokens)
         wanted = self._preprocessing
         size = (wanted.width, wanted.height)
         resized = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
