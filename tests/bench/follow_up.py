@@ -3,6 +3,7 @@
     python tests/bench/follow_up.py                         the built-in model
     python tests/bench/follow_up.py --model FOLDER --image photo.jpg
     python tests/bench/follow_up.py --random-256m           SmolVLM-256M's sizes, random weights
+    python tests/bench/follow_up.py --random-256m --runtime llamacpp
 
 Both figures are `timings.ttft_ms` of the same session; every round begins a new
 conversation on a picture that the session has not seen.
@@ -13,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from random_models import random_256m
 
 from edgevlm import Session
 
@@ -29,8 +30,10 @@ SECOND = "And what colour is it?"
 def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        name = _random_256m(Path(folder)) if arguments.random_256m else arguments.model
-        with Session(name) as session:
+        name = arguments.model
+        if arguments.random_256m:
+            name = str(random_256m(Path(folder), arguments.runtime or "onnx"))
+        with Session(name, arguments.runtime) as session:
             rounds = [_round(session, arguments.image, n) for n in range(arguments.rounds)]
     first, second = (statistics.median(times) for times in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)
@@ -43,6 +46,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="edgevlm-tiny")
+    parser.add_argument("--runtime")
     parser.add_argument("--image", type=Path, default=Path("examples/photo.jpg"))
     parser.add_argument("--random-256m", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
@@ -59,38 +63,6 @@ def _round(session: Session, path: Path, number: int) -> tuple[float, float]:
     second = session.ask(SECOND, max_tokens=16)
     assert second.usage.cached_tokens >= first.usage.prompt_tokens - 1
     return first.timings.ttft_ms, second.timings.ttft_ms
-
-
-def _random_256m(folder: Path) -> str:
-    """SmolVLM-256M's architecture: SigLIP-B/16 at 512 px, SmolLM2-135M, q4 decoder."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    from smolvlm_factory import Dims, make_random_model
-
-    from edgevlm.models.onnx_export import export_onnx
-
-    dims = Dims(
-        layers=30,
-        hidden=576,
-        intermediate=1536,
-        heads=9,
-        kv_heads=3,
-        vision_layers=12,
-        vision_hidden=768,
-        vision_intermediate=3072,
-        vision_heads=12,
-    )
-    make_random_model(
-        folder / "source",
-        seed=0,
-        variant="smolvlm",
-        image_size=512,
-        patch_size=16,
-        scale_factor=4,
-        longest_edge=512,
-        dims=dims,
-    )
-    export_onnx(folder / "source", folder / "onnx", decoder_bits=4, vision_bits=16)
-    return str(folder / "onnx")
 
 
 if __name__ == "__main__":
