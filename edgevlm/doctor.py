@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -26,6 +27,8 @@ from edgevlm.settings import Settings
 
 Status = Literal["ok", "note", "fail"]
 PACKAGES = ("onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "jinja2", "pip")
+# Of the extras: told where they are, since runtimes say themselves what they lack.
+EXTRAS = ("llama-cpp-python", "mlx", "mlx-vlm", "coremltools", "llguidance", "av")
 HUB_TIMEOUT_S = 5.0
 
 
@@ -58,6 +61,9 @@ def installed() -> Iterator[Finding]:
             yield Finding("install", package, "ok", importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding("install", package, "fail", "missing", f"pip install {package}")
+    for package in EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield Finding("install", package, "ok", importlib.metadata.version(package))
 
 
 def device(settings: Settings) -> Iterator[Finding]:
