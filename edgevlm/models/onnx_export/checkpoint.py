@@ -1,22 +1,17 @@
-"""The tensors of a Hugging Face folder, and a decoder's weights read from them."""
+"""A decoder's weights, read from a Hugging Face folder."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import ModelCorrupt
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.llama import GROUPS, rotary_tables
-from edgevlm.models.names import check_path
-from edgevlm.models.onnx_export.config import ModelConfig
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import linear
-from edgevlm.models.safetensors import SafetensorsFile
+from edgevlm.models.vlm_config import ModelConfig
 
-INDEX_NAME = "model.safetensors.index.json"
 PARTS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -26,48 +21,6 @@ PARTS = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-
-
-class Checkpoint:
-    """All tensors of a folder by name, in one safetensors file or several."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files = [SafetensorsFile(path) for path in _shards(folder)]
-
-    def __contains__(self, name: str) -> bool:
-        return any(name in file for file in self._files)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """One tensor as float32. Raises ModelCorrupt where it is missing or shaped otherwise."""
-        for file in self._files:
-            if name in file:
-                array = file.read(name)
-                if array.shape != shape:
-                    raise ModelCorrupt(
-                        f"{name} has the shape {array.shape}, config.json says {shape}."
-                    )
-                return np.ascontiguousarray(array, dtype=np.float32)
-        raise ModelCorrupt(f"{self.folder} has no tensor {name}.")
-
-
-def _shards(folder: Path) -> list[Path]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    try:
-        weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ModelCorrupt(f"{folder} has no safetensors weights.") from error
-    try:
-        names = [check_path(name) for name in names]
-    except (AttributeError, ValueError) as error:
-        raise ModelCorrupt(f"{folder}/{INDEX_NAME} names no files of its folder.") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ModelCorrupt(f"{folder} lacks {missing[0]}.")
-    return [folder / name for name in names]
 
 
 class CheckpointDecoder:

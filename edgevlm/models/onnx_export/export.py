@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.errors import UsageError
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.llama import LlamaShape
-from edgevlm.models.onnx_export.checkpoint import Checkpoint, CheckpointDecoder
-from edgevlm.models.onnx_export.config import read_config
+from edgevlm.models.onnx_export.checkpoint import CheckpointDecoder
 from edgevlm.models.onnx_export.decoder import Attention, decoder_graph
 from edgevlm.models.onnx_export.graph import Graph, Shape
 from edgevlm.models.onnx_export.linear import embedding
 from edgevlm.models.onnx_export.vision import vision_graph
+from edgevlm.models.vlm_config import read_config
 
 COPIED = (
     "config.json",

@@ -12,10 +12,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.models.onnx_export.checkpoint import Checkpoint
-from edgevlm.models.onnx_export.config import VisionConfig
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import float_weight, linear
+from edgevlm.models.vlm_config import VisionConfig
 
 PREFIX = "model.vision_model"
 FLOAT, INT64 = 1, 7
