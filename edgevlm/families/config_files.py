@@ -73,6 +73,27 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise ModelCorrupt(f"{path.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
 
 
+def read_chat_template(folder: Path) -> str:
+    """Look where transformers looks: the file of its own first, the tokenizer's last.
+
+    Raises ModelCorrupt.
+    """
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelCorrupt(f"{own.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = ConfigFile.read_if_there(folder, name).fields.get("chat_template")
+        if isinstance(template, list):
+            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if isinstance(template, str):
+            return template
+    raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=FETCH_AGAIN)
+
+
 def _is_number(value: object) -> bool:
     # JSON as Python reads it knows NaN and Infinity, and whole numbers of any length.
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]

@@ -18,7 +18,12 @@ from tokenizers import Tokenizer
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
 from edgevlm.errors import ModelCorrupt, TemplateError
 from edgevlm.families.base import Detail, Turn
-from edgevlm.families.config_files import FETCH_AGAIN, ConfigFile, read_tokenizer
+from edgevlm.families.config_files import (
+    FETCH_AGAIN,
+    ConfigFile,
+    read_chat_template,
+    read_tokenizer,
+)
 from edgevlm.families.idefics3_image import TilingSettings, prepare
 from edgevlm.families.layout import Markup, MarkupTokenizer, Piece, images_of, render_turns
 from edgevlm.families.template import ChatTemplate
@@ -59,7 +64,7 @@ class SmolVLM:
         specials = _special_tokens(folder)
         return cls(
             tokenizer,
-            ChatTemplate(_read_template(folder), specials),
+            ChatTemplate(read_chat_template(folder), specials),
             _read_tiling(folder, config),
             image_id=_image_id(config, tokenizer),
             stop_ids=_stop_ids(folder, tokenizer, specials),
@@ -109,24 +114,6 @@ def _suitable_tokenizer(folder: Path) -> Tokenizer:
                 hint="The SmolVLM family does not know such tokens: use another model.",
             )
     return tokenizer
-
-
-def _read_template(folder: Path) -> str:
-    """Look where transformers looks: the file of its own first, the tokenizer's last."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        try:
-            return own.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ModelCorrupt(f"{own.name} can't be read: {error}.", hint=FETCH_AGAIN) from error
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = ConfigFile.read_if_there(folder, name).fields.get("chat_template")
-        if isinstance(template, list):
-            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-            template = named[0].get("template") if named else None
-        if isinstance(template, str):
-            return template
-    raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=FETCH_AGAIN)
 
 
 def _read_tiling(folder: Path, config: ConfigFile) -> TilingSettings:

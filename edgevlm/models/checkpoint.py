@@ -25,16 +25,22 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return any(name in file for file in self._files)
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise ModelCorrupt where a tensor is missing or shaped otherwise."""
+        self._file_of(name, shape)
+
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """One tensor as float32. Raises ModelCorrupt where it is missing or shaped otherwise."""
+        array = self._file_of(name, shape).read(name)
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _file_of(self, name: str, shape: tuple[int, ...]) -> SafetensorsFile:
         for file in self._files:
             if name in file:
-                array = file.read(name)
-                if array.shape != shape:
-                    raise ModelCorrupt(
-                        f"{name} has the shape {array.shape}, config.json says {shape}."
-                    )
-                return np.ascontiguousarray(array, dtype=np.float32)
+                found = file.shape(name)
+                if found != shape:
+                    raise ModelCorrupt(f"{name} has the shape {found}, config.json says {shape}.")
+                return file
         raise ModelCorrupt(f"{self.folder} has no tensor {name}.")
 
 

@@ -89,6 +89,9 @@ class SafetensorsFile:
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name][1]
+
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, read-only where the file's own bytes serve; bfloat16 becomes float32."""
         dtype, shape, begin = self._tensors[name]
