@@ -1,0 +1,230 @@
+"""The language part of an MLX model: `LanguageModel` and its contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.prompt import BlockEmbeddings
+from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.runtimes.mlx_cache import SequenceCache
+from edgevlm.runtimes.mlx_config import context_length, rope_fields
+from edgevlm.runtimes.mlx_loading import Loaded, load
+from edgevlm.runtimes.mlx_positions import Positions
+from edgevlm.runtimes.mlx_thread import on_metal, on_mlx_thread
+
+# Positions of a prompt run at once. A CPU takes 100 ms for one layer of 32.
+_CHUNK = 512 if on_metal() else 32
+
+
+class MlxLanguageModel:
+    """`language_model` of an mlx-vlm model; its contexts share the weights."""
+
+    runtime = "mlx"
+
+    def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
+        self._language: Any = None
+        on_mlx_thread(self._load, files, options)
+
+    def new_context(self) -> MlxContext:
+        return on_mlx_thread(MlxContext, self)
+
+    def close(self) -> None:
+        """Drop the weights; they go when no context holds them any more."""
+        self._language = None
+
+    def new_cache(self) -> SequenceCache:
+        return SequenceCache(self.opened())
+
+    def embed(self, parts: Sequence[Part]) -> mx.array:
+        """Look ids up and join all parts: [1, n, d_model]."""
+        return mx.concatenate([self._rows(part) for part in parts])[None]
+
+    def forward(self, cache: SequenceCache, embeddings: mx.array, positions: Positions) -> mx.array:
+        """Build, but don't compute, the logits [n, n_vocab] of embeddings [1, n, d_model]."""
+        count = embeddings.shape[1]
+        options: dict[str, Any] = {}
+        if self._m_rope:
+            rows = positions.rows(cache.length, cache.length + count)
+            options["position_ids"] = mx.array(rows)[:, None]
+        ids = mx.zeros((1, count), mx.int32)
+        output = self.opened()(ids, inputs_embeds=embeddings, cache=cache.layers, **options)
+        return output.logits[0]
+
+    def look_up(self, ids: mx.array) -> mx.array:
+        """Embeddings [n, d_model] of ids [n]."""
+        return self._embed_tokens(ids)
+
+    def opened(self) -> Any:
+        if self._language is None:
+            raise RuntimeFailed("The model was closed.", hint="Load it again.")
+        return self._language
+
+    def _load(self, files: ModelFiles, options: LoadOptions) -> None:
+        loaded = load(files)
+        self._language = loaded.model.language_model
+        self._embed_tokens = _embeddings_of(loaded)
+        loaded.materialise(self._language)
+        self._m_rope = "mrope_section" in rope_fields(loaded.config)
+        limit = context_length(loaded.folder, loaded.config, options)
+        self.context_length = self.new_cache().capped(limit)
+        # A first run finds what declarations don't say, and compiles the kernels.
+        embeddings = self.embed([np.zeros(1, np.int64)])
+        logits = self.forward(self.new_cache(), embeddings, Positions())
+        mx.eval(logits)
+        self.n_vocab, self.d_model = logits.shape[-1], embeddings.shape[-1]
+
+    def _rows(self, part: Part) -> mx.array:
+        if isinstance(part, BlockEmbeddings):
+            return mx.array(part.rows)
+        return self.look_up(mx.array(part)) if part.ndim == 1 else mx.array(part)
+
+
+class MlxContext:
+    """One sequence on a model. `length` counts the positions that count."""
+
+    def __init__(self, model: MlxLanguageModel) -> None:
+        self.length = 0
+        self._model = model
+        self._cache: SequenceCache | None = model.new_cache()
+        self._positions = Positions()
+        self._guess: _Guess | None = None
+        self._chosen = -1
+
+    def extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
+        """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
+
+        Returns logits float32 [n_vocab] of the last position, owned by the caller.
+        Raises PromptTooLong, NotSupported, Interrupted, RuntimeFailed, ValueError for
+        nothing to append; after each of them the context is as it was.
+        """
+        count = sum(len(part) for part in parts)
+        if not count:
+            raise ValueError("nothing to append")
+        self._check_room(count)
+        for part in parts:
+            if isinstance(part, BlockEmbeddings) and not part.block.causal:
+                raise NotSupported(
+                    "Pictures whose rows see one another both ways are not known to this runtime.",
+                    hint="Run this model with llama.cpp.",
+                )
+        return on_mlx_thread(self._extend, parts, count, cancel)
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; the rest stays exact."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"can't cut {self.length} positions to {length}")
+        on_mlx_thread(self._cut, length)
+        self.length = length
+
+    def close(self) -> None:
+        self._cache = self._guess = None
+
+    def _extend(self, parts: Sequence[Part], count: int, cancel: Cancel) -> Logits:
+        cancel.check()
+        cache = self._opened()
+        token_id = _single_id(parts)
+        try:
+            if token_id is not None:
+                row = self._step(cache, token_id)
+            else:
+                self._cut(self.length)
+                row = self._prefill(cache, parts, cancel)
+        except BaseException:
+            self._cut(self.length)
+            raise
+        self.length += count
+        return row
+
+    def _step(self, cache: SequenceCache, token_id: int) -> Logits:
+        """One token. While the likeliest token keeps being chosen, the next step is begun on
+        it before this one's logits are handed over, as a GPU that waits for Python does half
+        the work. A guess that fails costs a step of the GPU and changes nothing."""
+        guess, self._guess = self._guess, None
+        if guess is not None and guess.token_id == token_id:
+            logits = guess.logits
+        else:
+            self._cut(self.length)
+            logits = self._model.forward(
+                cache, self._model.look_up(mx.array([token_id]))[None], self._positions
+            )[-1]
+        likeliest = mx.argmax(logits)
+        ahead = None
+        if token_id == self._chosen and cache.length < self._model.context_length:
+            embedding = self._model.look_up(likeliest[None])[None]
+            ahead = self._model.forward(cache, embedding, self._positions)[-1]
+            mx.async_eval(ahead)
+        row = _to_numpy(logits)
+        self._chosen = int(likeliest)
+        if ahead is not None:
+            self._guess = _Guess(self._chosen, ahead)
+        return row
+
+    def _prefill(self, cache: SequenceCache, parts: Sequence[Part], cancel: Cancel) -> Logits:
+        """All but the last position in chunks, whose logits nobody computes, then the last."""
+        embeddings = self._model.embed(parts)
+        self._positions.extend(self.length, parts)
+        last = embeddings.shape[1] - 1
+        for start in range(0, last, _CHUNK):
+            chunk = embeddings[:, start : min(start + _CHUNK, last)]
+            before = cache.snapshot()
+            self._model.forward(cache, chunk, self._positions)
+            cache.compute(before, cancel)
+        logits = self._model.forward(cache, embeddings[:, last:], self._positions)[-1]
+        row = _to_numpy(logits)
+        self._chosen = int(row.argmax())
+        mx.clear_cache()
+        return row
+
+    def _cut(self, length: int) -> None:
+        self._guess = None
+        self._opened().truncate(length)
+        self._positions.truncate(length)
+
+    def _check_room(self, count: int) -> None:
+        total, limit = self.length + count, self._model.context_length
+        if total > limit:
+            raise PromptTooLong(
+                f"The conversation needs {total} tokens, the context holds {limit}.",
+                hint="Ask for less at once, use fewer pictures, or start a new conversation.",
+            )
+
+    def _opened(self) -> SequenceCache:
+        if self._cache is None:
+            raise RuntimeFailed("The context was closed.", hint="Open a new one.")
+        return self._cache
+
+
+class _Guess:
+    """A step that runs already, on a token that was not chosen yet."""
+
+    def __init__(self, token_id: int, logits: mx.array) -> None:
+        self.token_id = token_id
+        self.logits = logits
+
+
+def _single_id(parts: Sequence[Part]) -> int | None:
+    if len(parts) > 1 or isinstance(parts[0], BlockEmbeddings) or parts[0].shape != (1,):
+        return None
+    return int(parts[0][0])
+
+
+def _to_numpy(logits: mx.array) -> Logits:
+    # numpy would see MLX's own memory; the caller owns a copy.
+    return np.array(logits.astype(mx.float32), dtype=np.float32)
+
+
+def _embeddings_of(loaded: Loaded) -> Any:
+    language = loaded.model.language_model
+    for owner in (language, getattr(language, "model", language)):
+        if hasattr(owner, "embed_tokens"):
+            return owner.embed_tokens
+    raise NotSupported(
+        f"MLX models of type {loaded.config['model_type']!r} are not supported.",
+        hint="Their decoder has no table of token embeddings: use another runtime.",
+    )
