@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from edgevlm.engine.contract import (
     ModelFiles,
     VisionEncoder,
 )
+from edgevlm.engine.grammar import Grammars
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
 from edgevlm.families import known_family, load_family
@@ -69,6 +71,11 @@ class Model:
     @property
     def quantization(self) -> str:
         return ", ".join(f"{part} {bits}" for part, bits in sorted(self.files.quantization.items()))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes the masks of structured output. Raises NotSupported."""
+        return Grammars(self.family.tokenizer, self.language.n_vocab, self.family.stop_ids)
 
     def embed(self, image: ImageInput, cancel: Cancel) -> Embeddings:
         """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,6 +16,20 @@ from edgevlm.errors import Interrupted
 from edgevlm.messages import FinishReason, Token, TopToken
 
 
+class LogitMask(Protocol):
+    """What may be chosen next, of one answer. It never touches what the model itself thought."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole and nothing more may follow."""
+
+    def apply(self, logits: Logits) -> Logits:
+        """A copy of logits [n_vocab] with -inf for what may not come next."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on to what may follow `token_id`."""
+
+
 def decode(
     logits: Logits,
     step: Callable[[int], Logits],
@@ -25,14 +40,17 @@ def decode(
     cancel: Cancel,
     seen: Iterable[int] = (),
     room: int | None = None,
+    mask: LogitMask | None = None,
 ) -> Generator[Token, None, FinishReason]:
     """Yield one Token a step, the stop token included, and return why it ended.
 
     `logits` [n_vocab] are of the prompt's last position; `step(id)` appends an id and
     returns the next ones. `seen` are the prompt's ids, for a repetition penalty; `room`
-    is how many more positions the context holds. A cancel ends the stream without an
-    error, and without what was held back of an unfinished character or stop string.
-    Raises RuntimeFailed where logits are not finite, and what `step` raises but Interrupted.
+    is how many more positions the context holds; `mask` rules what may be chosen, and ends
+    the answer where nothing may follow. A cancel ends the stream without an error, and
+    without what was held back of an unfinished character or stop string.
+    Raises RuntimeFailed where logits are not finite, and what `step` raises but Interrupted,
+    and what `mask` raises.
     """
     sampler = Sampler(sampling, seen)
     detokenizer = Detokenizer(tokenizer)
@@ -44,10 +62,13 @@ def decode(
             return "cancelled"
         # First of all, since it refuses logits that are not finite: no draw can be made of them.
         normalizer = log_normalizer(logits, scratch)
-        chosen = sampler.choose(logits)
-        stopped = chosen in stop_ids
-        text, met = stops.push("" if stopped else detokenizer.push(chosen))
-        last = stopped or met or count == limit
+        chosen = sampler.choose(logits if mask is None else mask.apply(logits))
+        ended = chosen in stop_ids
+        text, met = stops.push("" if ended else detokenizer.push(chosen))
+        if mask is not None:
+            mask.accept(chosen)
+            ended = ended or mask.finished
+        last = ended or met or count == limit
         if last and not met:
             rest, met = stops.push(detokenizer.flush())
             text += rest if met else rest + stops.flush()
@@ -58,7 +79,7 @@ def decode(
             top=_top(logits, normalizer, sampling.top_logprobs, tokenizer),
         )
         if last:
-            return "stop" if stopped or met else "length"
+            return "stop" if ended or met else "length"
         try:
             logits = step(chosen)
         except Interrupted:

@@ -1,0 +1,99 @@
+"""What shape an answer must have, and how its text becomes a value of that shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgevlm.errors import NotSupported, UsageError
+
+_MAX_CHARACTERS = 128 * 1024
+_HINT = "Give a JSON Schema (a dict or its JSON text), or a class that pydantic knows."
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A JSON Schema as text, and what reads a finished answer."""
+
+    text: str
+    read: Callable[[str], Any]
+
+    @classmethod
+    def of(cls, given: Any) -> Schema:
+        """Read a JSON Schema (dict or text), or a type, dataclass or model that pydantic knows.
+
+        Raises UsageError, and NotSupported for a class where pydantic isn't installed.
+        """
+        if isinstance(given, str):
+            return cls(_text_of(_parsed(given)), json.loads)
+        if isinstance(given, Mapping):
+            return cls(_text_of(dict(given)), json.loads)
+        return _of_class(given)
+
+    def parse(self, text: str) -> Any:
+        """The answer's value, or None where the class's own validators refuse it."""
+        try:
+            return self.read(text)
+        except (ValueError, RecursionError):
+            return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    if len(text) > _MAX_CHARACTERS:
+        raise _too_long(len(text))
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"The schema is not JSON: {error}.", hint=_HINT) from error
+    if not isinstance(schema, dict):
+        raise UsageError("The schema is not a JSON object.", hint=_HINT)
+    return schema
+
+
+def _text_of(schema: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"The schema can't be written as JSON: {error}.", hint=_HINT) from error
+    if len(text) > _MAX_CHARACTERS:
+        raise _too_long(len(text))
+    return text
+
+
+def _too_long(characters: int) -> UsageError:
+    return UsageError(
+        f"The schema has {characters} characters, more than {_MAX_CHARACTERS}.",
+        hint="Ask for less at a time.",
+    )
+
+
+def _of_class(given: Any) -> Schema:
+    try:
+        from pydantic import TypeAdapter
+        from pydantic.errors import PydanticUserError
+    except ImportError as error:
+        raise NotSupported(
+            f"A schema that is a {type(given).__name__} needs pydantic.",
+            hint="Run: pip install pydantic, or give a JSON Schema.",
+        ) from error
+    try:
+        adapter = given if isinstance(given, TypeAdapter) else TypeAdapter(given)
+        schema = adapter.json_schema()
+    except (PydanticUserError, NameError, RecursionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"pydantic makes no schema of {given!r}: {reason}.", hint=_HINT) from error
+    return Schema(_text_of(_closed(schema)), adapter.validate_json)
+
+
+def _closed(node: Any) -> Any:
+    """The schema without the keys that a class doesn't have: it would drop them."""
+    if isinstance(node, list):
+        return [_closed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {key: _closed(value) for key, value in node.items()}
+    if node.get("type") == "object" and isinstance(node.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
