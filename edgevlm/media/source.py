@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -43,7 +45,9 @@ def load_image(source: Any, *, limits: MediaLimits = DEFAULT_LIMITS) -> NDArray[
 def load_image_with(fetch: Fetch, source: Any, limits: MediaLimits) -> NDArray[np.uint8]:
     """`load_image`, with URLs read by `fetch`."""
     if isinstance(source, (str, os.PathLike)):
-        return _from_name(fetch, source, limits)
+        found, name = _locate(fetch, source, limits)
+        data = found if isinstance(found, bytes) else read_file(found, limits)
+        return decode(data, limits, name=name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = "The picture given as bytes"
         limits.check_bytes(memoryview(source).nbytes, name)
@@ -59,19 +63,59 @@ def load_image_with(fetch: Fetch, source: Any, limits: MediaLimits) -> NDArray[n
     )
 
 
-def read_file(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of a regular file. Raises UnreadableMedia, MediaTooLarge."""
+def open_source(
+    source: Any, limits: MediaLimits = DEFAULT_LIMITS, what: str = "picture"
+) -> tuple[BinaryIO, str]:
+    """The bytes of a path, URL or bytes object, to be read and closed, and what to call them.
+
+    `limits` bound what comes over the network, or as bytes. Raises UnreadableMedia,
+    MediaTooLarge.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name = f"The {what} given as bytes"
+        limits.check_bytes(memoryview(source).nbytes, name)
+        return io.BytesIO(source), name
+    if not isinstance(source, (str, os.PathLike)):
+        raise UnreadableMedia(
+            f"A {type(source).__name__} is not a {what}.",
+            hint="Give a path, an https URL or the bytes of a file.",
+        )
+    found, name = _locate(_fetch, source, limits)
+    return (io.BytesIO(found) if isinstance(found, bytes) else open_file(found)), name
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises UnreadableMedia."""
     name = shown(path)
-    try:
+    with _told(name):
         # Before opening, since opening alone can wait for ever (FIFO) or act (device).
         _check_regular(path.stat().st_mode, name)
         # Not waiting, in case the name has come to mean a FIFO since.
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 opened by descriptor
-            status = os.fstat(file.fileno())
-            _check_regular(status.st_mode, name)
-            limits.check_bytes(status.st_size, name)
-            data = file.read(limits.max_bytes + 1)
+        file = open(os.open(path, flags), "rb")  # noqa: PTH123, SIM115 opened by descriptor
+    try:
+        _check_regular(os.fstat(file.fileno()).st_mode, name)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_file(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of a regular file. Raises UnreadableMedia, MediaTooLarge."""
+    name = shown(path)
+    with open_file(path) as file, _told(name):
+        limits.check_bytes(os.fstat(file.fileno()).st_size, name)
+        data = file.read(limits.max_bytes + 1)
+    limits.check_bytes(len(data), name)
+    return data
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What the system says of a file becomes a MediaError."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise UnreadableMedia(f"There is no file {name}.", hint="Check the path.") from error
     except PermissionError as error:
@@ -81,31 +125,30 @@ def read_file(path: Path, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableMedia(f"Can't read {name}: {reason}.", hint="Check the path.") from error
-    limits.check_bytes(len(data), name)
-    return data
 
 
 def _check_regular(mode: int, name: str) -> None:
     if stat.S_ISREG(mode):
         return
     what = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
-    raise UnreadableMedia(f"{name} is {what}, not a file.", hint="Give the path of a picture.")
+    raise UnreadableMedia(f"{name} is {what}, not a file.", hint="Give the path of a file.")
 
 
-def _from_name(
+def _locate(
     fetch: Fetch, source: str | os.PathLike[Any], limits: MediaLimits
-) -> NDArray[np.uint8]:
+) -> tuple[bytes | Path, str]:
+    """The bytes that a URL stands for, or a path; and its name for messages."""
     if isinstance(source, str):
         if not source.strip():
-            raise UnreadableMedia("The path of the picture is empty.", hint="Give a path or URL.")
+            raise UnreadableMedia("The path is empty.", hint="Give a path or URL.")
         if source[:5].lower() == "data:":
-            return decode(_from_data_url(source, limits), limits, name="The data URL")
+            return _from_data_url(source, limits), "The data URL"
         if _SCHEME.match(source):
-            return _from_url(fetch, source, limits)
+            return _from_url(fetch, source, limits), url_shown(source)
     path = Path(os.fsdecode(source))
     if isinstance(source, str) and source.startswith("~"):
         path = _expanded(path)
-    return decode(read_file(path, limits), limits, name=shown(path))
+    return path, shown(path)
 
 
 def _expanded(path: Path) -> Path:
@@ -115,14 +158,14 @@ def _expanded(path: Path) -> Path:
         return path
 
 
-def _from_url(fetch: Fetch, url: str, limits: MediaLimits) -> NDArray[np.uint8]:
+def _from_url(fetch: Fetch, url: str, limits: MediaLimits) -> bytes:
     scheme = url.partition(":")[0].lower()
     if scheme != "https":
         hint = {"http": "Use https://.", "file": "Give the path alone."}.get(
             scheme, "Give a path or an https:// URL."
         )
         raise UnreadableMedia(f"{scheme}: URLs are not read.", hint=hint)
-    return decode(fetch(url, limits), limits, name=url_shown(url))
+    return fetch(url, limits)
 
 
 def _from_data_url(url: str, limits: MediaLimits) -> bytes:
