@@ -26,6 +26,7 @@ from edgevlm.families.config_files import (
 )
 from edgevlm.families.idefics3_image import TilingSettings, prepare
 from edgevlm.families.layout import Markup, MarkupTokenizer, Piece, images_of, render_turns
+from edgevlm.families.smolvlm_video import SmolVLMVideo
 from edgevlm.families.template import ChatTemplate
 
 _AROUND_IMAGE = "<fake_token_around_image>"
@@ -38,7 +39,6 @@ class SmolVLM:
     """The family of model types `idefics3` and `smolvlm`."""
 
     name = "smolvlm"
-    video = None
 
     def __init__(
         self,
@@ -48,8 +48,10 @@ class SmolVLM:
         *,
         image_id: int,
         stop_ids: frozenset[int],
+        video: SmolVLMVideo | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.video = video
         self.stop_ids = stop_ids
         self._template = template
         self._tiling = tiling
@@ -62,12 +64,15 @@ class SmolVLM:
         config = ConfigFile.read(folder, "config.json")
         tokenizer = _suitable_tokenizer(folder)
         specials = _special_tokens(folder)
+        tiling, processor = _read_tiling(folder, config)
+        sees_video = config.fields.get("model_type") == "smolvlm"
         return cls(
             tokenizer,
             ChatTemplate(read_chat_template(folder), specials),
-            _read_tiling(folder, config),
+            tiling,
             image_id=_image_id(config, tokenizer),
             stop_ids=_stop_ids(folder, tokenizer, specials),
+            video=SmolVLMVideo.read(processor, tiling) if sees_video else None,
         )
 
     def preprocess(
@@ -116,7 +121,8 @@ def _suitable_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_tiling(folder: Path, config: ConfigFile) -> TilingSettings:
+def _read_tiling(folder: Path, config: ConfigFile) -> tuple[TilingSettings, ConfigFile]:
+    """The settings of pictures, and the file that they and those of videos come from."""
     vision = config.nested("vision_config")
     tile = vision.positive("image_size")
     # The encoder ignores what is left over of a row of patches.
@@ -129,7 +135,8 @@ def _read_tiling(folder: Path, config: ConfigFile) -> TilingSettings:
     declared = processor.fields.get("image_seq_len", tokens)
     if declared != tokens:
         raise processor.corrupt(f"says {declared} tokens a tile, config.json gives {tokens}")
-    return TilingSettings.read(_image_processor(folder, processor), tile, tokens)
+    pictures = _image_processor(folder, processor)
+    return TilingSettings.read(pictures, tile, tokens), pictures
 
 
 def _image_processor(folder: Path, processor: ConfigFile) -> ConfigFile:
