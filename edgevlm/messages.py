@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,11 +14,13 @@ Decision = Literal["local", "cloud", "cache"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `images` holds whatever `edgevlm.media.load_image` takes, in reading order."""
+    """One turn. `images` holds whatever `edgevlm.media.load_image` takes, in reading order,
+    and `video` what `open_video` does."""
 
     role: Role
     text: str
     images: tuple[Any, ...] = ()
+    video: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,11 @@ class ActiveAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with its receipt. `confidence` is a calibrated probability of being right."""
+    """An answer with its receipt. `confidence` is a calibrated probability of being right.
+
+    `parsed` is the value of an answer that was asked for with a schema (`structured`); it is
+    None where the answer was cut short, or where the class's own validators refuse it.
+    """
 
     text: str
     tokens: tuple[Token, ...]
@@ -112,10 +119,14 @@ class Reply:
     unsure: bool = False
     adapter: tuple[ActiveAdapter, ...] = ()
     parsed: Any = None
+    structured: bool = False
     peak_rss_bytes: int = 0
 
     def to_dict(self, *, tokens: bool = False) -> dict[str, Any]:
-        """The JSON object that `edgevlm chat --json` prints; `tokens` adds every step."""
+        """The JSON object that `edgevlm chat --json` prints; `tokens` adds every step.
+
+        `parsed` is in it where a schema was asked for.
+        """
         result: dict[str, Any] = {
             "text": self.text,
             "model": self.model,
@@ -130,6 +141,8 @@ class Reply:
             "timings": {name: round(value, 3) for name, value in asdict(self.timings).items()},
             "memory": {"peak_rss_bytes": self.peak_rss_bytes},
         }
+        if self.structured:
+            result["parsed"] = None if self.parsed is None else json.loads(self.text)
         if tokens:
             result["tokens"] = [
                 {

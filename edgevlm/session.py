@@ -8,19 +8,22 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Logits
-from edgevlm.engine.decode import decode
+from edgevlm.engine.decode import LogitMask, decode
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import Prompt
 from edgevlm.engine.sampling import Sampling
-from edgevlm.errors import CloudError, Interrupted, PromptTooLong, UsageError
+from edgevlm.engine.schema import Schema
+from edgevlm.errors import CloudError, Interrupted, NotSupported, PromptTooLong, UsageError
 from edgevlm.families.base import Detail, Turn
-from edgevlm.media import MediaLimits, load_image
+from edgevlm.families.video import Content, watch
+from edgevlm.media import MediaLimits, load_image, open_video
 from edgevlm.messages import FinishReason, Message, Reply, Route, Timings, Token, Usage
 from edgevlm.model import Model, Notice, load_model
 from edgevlm.settings import ROUTES, Settings, load_settings
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
 
 DEFAULT_QUESTION = "Describe this image."
+DEFAULT_VIDEO_QUESTION = "Describe this video."
 
 _LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
 _EXIT_WAIT_S = 2.0
@@ -84,6 +88,17 @@ class Stream(Iterator[Token]):
                 "This session is answering in another thread.",
                 hint="Use one session a thread (they can share a Model), or cancel() first.",
             ) from running
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What `stream` was given, checked."""
+
+    message: Message
+    detail: Detail
+    image_tokens: int | None
+    schema: Schema | None
+    sampling: Sampling
 
 
 @dataclass(slots=True)
@@ -158,18 +173,36 @@ class Session:
         prompt: str | None = None,
         images: Sequence[Any] | None = (),
         *,
+        video: Any = None,
         detail: Detail = "auto",
+        image_tokens: int | None = None,
+        schema: Any = None,
         **sampling: Any,
     ) -> Reply:
-        """Answer a question, about `images` if any and else about those before.
+        """Answer a question, about `images` or a `video` if any and else about those before.
 
-        An image is a path, an https URL, bytes, a PIL image or a numpy array. `sampling`
-        takes the fields of `edgevlm.Sampling` (max_tokens, temperature, stop, ...). Raises
-        UsageError (of which MediaError, PromptTooLong and TemplateError are kinds),
+        An image is a path, an https URL, bytes, a PIL image or a numpy array; `image_tokens`
+        is the most that each may cost, where `detail` would give it more tiles. A video is a
+        path, an https URL or bytes; up to 50 of its frames are shown, as many as there is
+        room for beside the question and `max_tokens` of answer. `schema` is a JSON Schema
+        (dict or text) or a class that pydantic knows: the answer is JSON of that shape, and
+        `reply.parsed` its value. `sampling` takes the fields of `edgevlm.Sampling`
+        (max_tokens, temperature, stop, ...).
+
+        Raises UsageError (of which MediaError, PromptTooLong and TemplateError are kinds),
         RuntimeFailed, and NotSupported or ModelCorrupt where the model's parts don't fit
-        together; the conversation then stays as it was.
+        together, it can't see videos, or an extra is missing; the conversation then stays as
+        it was.
         """
-        stream = self.stream(prompt, images, detail=detail, **sampling)
+        stream = self.stream(
+            prompt,
+            images,
+            video=video,
+            detail=detail,
+            image_tokens=image_tokens,
+            schema=schema,
+            **sampling,
+        )
         for _ in stream:
             pass
         return stream.reply
@@ -179,31 +212,26 @@ class Session:
         prompt: str | None = None,
         images: Sequence[Any] | None = (),
         *,
+        video: Any = None,
         detail: Detail = "auto",
+        image_tokens: int | None = None,
+        schema: Any = None,
         **sampling: Any,
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
-        if not isinstance(prompt, (str, NoneType)):
-            raise UsageError(f"A prompt is text, not {type(prompt).__name__}.", hint="Give a str.")
-        if detail not in get_args(Detail):
-            allowed = ", ".join(get_args(Detail))
-            raise UsageError(f"There is no detail {detail!r}.", hint=f"Details: {allowed}.")
-        if images is None:
-            images = ()
-        one = isinstance(images, (str, bytes, bytearray, memoryview))
-        if one or not isinstance(images, Sequence):
-            images = [images]
-        question = (prompt or "").strip()
-        if not question and not images:
-            raise UsageError("There is no question.", hint="Give a prompt or an image.")
-        options = _sampling(sampling)
+        question = _Question(
+            _message(prompt, images, video),
+            _detail(detail),
+            _budget(image_tokens),
+            None if schema is None else Schema.of(schema),
+            _sampling(sampling),
+        )
         if _ending:
             raise Interrupted("The program is ending.")
         if self._active is not None:
             self._active.close()
         self._cancel = Cancel()
-        message = Message("user", question or DEFAULT_QUESTION, tuple(images))
-        self._active = Stream(self._answer(message, detail, options, self._cancel, _Clock()))
+        self._active = Stream(self._answer(question, self._cancel, _Clock()))
         return self._active
 
     @property
@@ -250,25 +278,28 @@ class Session:
         self.close()
 
     def _answer(
-        self, message: Message, detail: Detail, sampling: Sampling, cancel: Cancel, clock: _Clock
+        self, question: _Question, cancel: Cancel, clock: _Clock
     ) -> Generator[Token, None, Reply]:
-        turn = self._prepare(message, detail)
-        prompt = self.model.family.render([*self._system_turn(), *self._turns, turn])
-        self._check_room(prompt)
+        schema, mask = question.schema, self._mask(question.schema)
+        turn, prompt = None, Prompt(())
         tokens: list[Token] = []
         kept = 0
         finish: FinishReason = "cancelled"
         try:
+            turn = self._prepare(question, cancel)
+            prompt = self._render(turn)
+            self._check_room(prompt)
             logits, kept = self._prefill(prompt, cancel, clock)
             steps = decode(
                 logits,
                 lambda token_id: self._context.extend(token_id, cancel),
                 self.model.family.tokenizer,
-                sampling,
+                question.sampling,
                 stop_ids=self.model.family.stop_ids,
                 cancel=cancel,
                 seen=[i for part in prompt.parts if isinstance(part, tuple) for i in part],
                 room=self.model.language.context_length - prompt.length,
+                mask=mask,
             )
             finish = yield from _collect(steps, tokens, clock)
         except Interrupted:
@@ -288,22 +319,53 @@ class Session:
             usage=Usage(prompt.length, prompt.image_tokens, kept, len(tokens)),
             timings=clock.timings(len(tokens), load_ms),
             route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
+            parsed=schema.parse(_text(tokens)) if schema and mask and mask.finished else None,
+            structured=schema is not None,
             peak_rss_bytes=peak_rss_bytes(),
         )
 
-    def _remember(self, turn: Turn, tokens: list[Token], finish: FinishReason) -> None:
+    def _mask(self, schema: Schema | None) -> LogitMask | None:
+        return None if schema is None else self.model.grammars.mask(schema.text)
+
+    def _remember(self, turn: Turn | None, tokens: list[Token], finish: FinishReason) -> None:
         """Keep the exchange, unless it was stopped before its first word."""
         text = _text(tokens)
-        if text or finish != "cancelled":
+        if turn is not None and (text or finish != "cancelled"):
             self._turns += [turn, Turn("assistant", (text,))]
 
-    def _prepare(self, message: Message, detail: Detail) -> Turn:
+    def _prepare(self, question: _Question, cancel: Cancel) -> Turn:
         limits = media_limits(self.settings)
-        pictures = [
-            self.model.family.preprocess(load_image(source, limits=limits), detail)
+        message, family = question.message, self.model.family
+        pictures: Content = tuple(
+            family.preprocess(
+                load_image(source, limits=limits), question.detail, question.image_tokens
+            )
             for source in message.images
-        ]
+        )
+        if message.video is not None:
+            pictures += self._watch(question, pictures, cancel)
         return Turn("user", (*pictures, message.text))
+
+    def _watch(self, question: _Question, before: Content, cancel: Cancel) -> Content:
+        """What is shown of the question's video, after `before` and with room to answer."""
+        layout = self.model.family.video
+        if layout is None:
+            raise NotSupported(
+                f"{self.model.name} was not made to see videos.",
+                hint="Use a SmolVLM2 model, such as smolvlm2-500m, or send pictures.",
+            )
+        message, answer = question.message, question.sampling.max_tokens
+
+        def fits(content: Content) -> bool:
+            prompt = self._render(Turn("user", (*before, *content, message.text)))
+            return prompt.length + answer <= self.model.language.context_length
+
+        limits = media_limits(self.settings)
+        with open_video(message.video, limits=limits, check=cancel.check) as video:
+            return watch(layout, video, fits)
+
+    def _render(self, turn: Turn) -> Prompt:
+        return self.model.family.render([*self._system_turn(), *self._turns, turn])
 
     def _system_turn(self) -> list[Turn]:
         return [Turn("system", (self._system,))] if self._system else []
@@ -343,6 +405,36 @@ def _collect(
 
 def media_limits(settings: Settings) -> MediaLimits:
     return MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
+
+
+def _message(prompt: str | None, images: Sequence[Any] | None, video: Any) -> Message:
+    if not isinstance(prompt, (str, NoneType)):
+        raise UsageError(f"A prompt is text, not {type(prompt).__name__}.", hint="Give a str.")
+    if images is None:
+        images = ()
+    one = isinstance(images, (str, bytes, bytearray, memoryview))
+    if one or not isinstance(images, Sequence):
+        images = [images]
+    question = (prompt or "").strip()
+    if not question and not images and video is None:
+        raise UsageError("There is no question.", hint="Give a prompt, an image or a video.")
+    default = DEFAULT_QUESTION if video is None else DEFAULT_VIDEO_QUESTION
+    return Message("user", question or default, tuple(images), video)
+
+
+def _detail(detail: Detail) -> Detail:
+    if detail not in get_args(Detail):
+        allowed = ", ".join(get_args(Detail))
+        raise UsageError(f"There is no detail {detail!r}.", hint=f"Details: {allowed}.")
+    return detail
+
+
+def _budget(tokens: int | None) -> int | None:
+    if tokens is None:
+        return None
+    if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 1:
+        raise UsageError(f"image_tokens can't be {tokens!r}.", hint="Use a whole number above 0.")
+    return int(tokens)
 
 
 def _text(tokens: Sequence[Token]) -> str:
