@@ -18,7 +18,7 @@ from smolvlm_factory import Dims, load_reference, make_random_model
 
 from edgevlm.errors import ModelCorrupt, NotSupported, UsageError
 from edgevlm.models.onnx_export import export_onnx, graph
-from edgevlm.models.onnx_export.vision import position_boundaries
+from edgevlm.models.siglip import position_boundaries
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "smolvlm": {"variant": "smolvlm"},

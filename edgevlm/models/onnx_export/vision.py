@@ -7,14 +7,13 @@ mapped to the square position table (NaViT, arXiv:2307.06304, as in Idefics2).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import float_weight, linear
+from edgevlm.models.siglip import position_boundaries
 from edgevlm.models.vlm_config import VisionConfig
 
 PREFIX = "model.vision_model"
@@ -40,17 +39,6 @@ def vision_graph(
     side = config.image_size // config.patch_size // config.scale_factor
     graph.output(features, "image_features", np.float32, ["images", side * side, d_model])
     return graph, {"edgevlm.bits": str(bits)}
-
-
-def position_boundaries(n_per_side: int) -> NDArray[np.float32]:
-    """Where fractions of a side pass from one row of the position table to the next.
-
-    Multiples of 1 / n, rounded once. `torch.arange`, which transformers uses, may
-    differ in the last bit; both send every fraction to the same row.
-    """
-    step = 1 / n_per_side
-    count = math.ceil((1.0 - step) / step)
-    return (step + np.arange(count) * step).astype(np.float32)
 
 
 class _Tower:
