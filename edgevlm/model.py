@@ -159,7 +159,9 @@ def _load(name: str, runtime: str, settings: Settings, progress: Progress | None
     started = time.perf_counter()
     family = known_family(files.folder)
     options = LoadOptions(
-        threads=settings.threads or compute_threads(), context_length=settings.context_length
+        threads=settings.threads or compute_threads(),
+        context_length=settings.context_length,
+        cache=settings.home / "cache",
     )
     language = get_runtime(placement.language).load_language(files, options)
     try:

@@ -39,10 +39,12 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Threads are compute threads for one operation; `context_length` caps the model's own."""
+    """Threads are compute threads for one operation; `context_length` caps the model's own.
+    `cache` is a folder where a runtime may keep what it makes of a model's files."""
 
     threads: int
     context_length: int | None = None
+    cache: Path | None = None
 
 
 class VisionEncoder(Protocol):
