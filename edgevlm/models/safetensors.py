@@ -1,4 +1,4 @@
-"""Reading safetensors files with numpy alone.
+"""Reading and writing safetensors files with numpy alone.
 
 A safetensors file is eight bytes of header length, a JSON header that gives each
 tensor a dtype, a shape and a byte range, then the bytes. The file comes from
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
@@ -101,3 +102,21 @@ class SafetensorsFile:
         if dtype == "BF16":
             flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return flat.reshape(shape)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays of the dtypes above; the same arrays give the same bytes. Raises OSError."""
+    names = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        place = {"shape": list(array.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": names[array.dtype.newbyteorder("<")], **place}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    # The tensors begin at a multiple of eight bytes.
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)

@@ -77,7 +77,7 @@ def lora_ranks(lora: Lora) -> dict[str, int]:
 
 def write_weights(file: GgufFile, shape: LlamaShape, lora: Lora, path: Path) -> None:
     """Write the weights file that `weights_layout` describes."""
-    _check_shape(file, shape)
+    check_shape(file, shape)
     layout = weights_layout(shape, lora_ranks(lora))
     with path.open("wb") as target:
         for name, array in _tensors(file, shape, lora):
@@ -90,7 +90,7 @@ def write_weights(file: GgufFile, shape: LlamaShape, lora: Lora, path: Path) -> 
         raise ValueError(f"nothing wrote {', '.join(layout)}")
 
 
-def _check_shape(file: GgufFile, shape: LlamaShape) -> None:
+def check_shape(file: GgufFile, shape: LlamaShape) -> None:
     expected = {
         "general.architecture": "llama",
         "llama.block_count": shape.n_layers,
@@ -136,7 +136,7 @@ def _group(
     file: GgufFile, shape: LlamaShape, lora: Lora, layer: int, group: str
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     in_features, out_features = shape.group_size(group)
-    parts = [_read_part(file, shape, layer, part) for part in GROUPS[group]]
+    parts = [read_part(file, shape, layer, part) for part in GROUPS[group]]
     scales, minima, levels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     name = f"layers.{layer}.{group}"
     yield f"{name}.levels", levels[..., 0::2] | (levels[..., 1::2] << np.uint8(4))
@@ -162,7 +162,7 @@ def _group(
     yield f"{name}.outer", outer
 
 
-def _read_part(
+def read_part(
     file: GgufFile, shape: LlamaShape, layer: int, part: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
     in_features = shape.group_size(next(g for g, parts in GROUPS.items() if part in parts))[0]

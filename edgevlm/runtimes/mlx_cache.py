@@ -24,7 +24,7 @@ class SequenceCache:
         from mlx_vlm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
         self.layers: list[Any] = make_prompt_cache(language_model)
-        self._window = [c.max_size for c in self.layers if type(c) is RotatingKVCache]
+        self._windows: list[int] = [c.max_size for c in self.layers if type(c) is RotatingKVCache]
         if not all(type(cache) in (KVCache, RotatingKVCache) for cache in self.layers):
             raise NotSupported(
                 "This model's decoder can't forget a part of what it has read.",
@@ -38,7 +38,7 @@ class SequenceCache:
 
     def capped(self, limit: int) -> int:
         """`limit`, or the window of the layers that would overwrite their oldest keys."""
-        return min([limit, *self._window])
+        return min([limit, *self._windows])
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` positions."""
