@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
@@ -21,7 +21,7 @@ from edgevlm.engine.prompt import Prompt
 from edgevlm.engine.sampling import Sampling
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import CloudError, Interrupted, NotSupported, PromptTooLong, UsageError
-from edgevlm.families.base import Detail, Turn
+from edgevlm.families.base import Detail, Turn, check_detail
 from edgevlm.families.video import Content, watch
 from edgevlm.media import MediaLimits, load_image, open_video
 from edgevlm.messages import FinishReason, Message, Reply, Route, Timings, Token, Usage
@@ -221,7 +221,7 @@ class Session:
         """`ask`, token by token. A new question ends an unfinished stream."""
         question = _Question(
             _message(prompt, images, video),
-            _detail(detail),
+            check_detail(detail),
             _budget(image_tokens),
             None if schema is None else Schema.of(schema),
             _sampling(sampling),
@@ -420,13 +420,6 @@ def _message(prompt: str | None, images: Sequence[Any] | None, video: Any) -> Me
         raise UsageError("There is no question.", hint="Give a prompt, an image or a video.")
     default = DEFAULT_QUESTION if video is None else DEFAULT_VIDEO_QUESTION
     return Message("user", question or default, tuple(images), video)
-
-
-def _detail(detail: Detail) -> Detail:
-    if detail not in get_args(Detail):
-        allowed = ", ".join(get_args(Detail))
-        raise UsageError(f"There is no detail {detail!r}.", hint=f"Details: {allowed}.")
-    return detail
 
 
 def _budget(tokens: int | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,13 +13,15 @@ from edgevlm.errors import Interrupted, UsageError
 from edgevlm.settings import ROUTES
 
 if TYPE_CHECKING:
-    from edgevlm.session import Session
+    from edgevlm.session import Session, Stream
 
 EPILOG = """\b
 Examples:
   edgevlm chat "What is in this picture?" --image photo.jpg
   edgevlm chat "Which of these is a cat?" --image a.jpg --image b.png
   edgevlm chat "What does scan.png say?"        a path in the question works too
+  edgevlm chat "What happens?" --video clip.mp4
+  edgevlm chat "List what you see." --image photo.jpg --schema objects.json
   edgevlm chat --image photo.jpg --json
   cat photo.jpg | edgevlm chat --image - "What is this?"
   edgevlm chat                                  a conversation; /help lists its commands
@@ -32,6 +35,7 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
 @click.command(epilog=EPILOG)
 @click.argument("prompt", required=False)
 @click.option("-i", "--image", "images", multiple=True, metavar="P", help="Path, https URL, or -.")
+@click.option("--video", metavar="P", help="Path or https URL: up to 50 frames are shown.")
 @click.option("-m", "--model", metavar="M", help="Model name, hub id or folder.")
 @click.option("--runtime", metavar="R", help="Runtime; by default chosen for this device.")
 @click.option("--route", type=click.Choice(ROUTES), help="Who may answer.")
@@ -44,12 +48,22 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
 @click.option("--repetition-penalty", type=float, metavar="X", help="Above 1 repeats less.")
 @click.option("--seed", type=int, metavar="N", help="Make sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")
-@click.option("--detail", type=click.Choice(["low", "auto", "high"]), default="auto")
+@click.option(
+    "--detail",
+    type=click.Choice(["low", "auto", "high"]),
+    default="auto",
+    help="low never cuts an image into tiles, high always.",
+)
+@click.option(
+    "--image-tokens", type=click.IntRange(min=1), metavar="N", help="The most an image may cost."
+)
+@click.option("--schema", metavar="FILE", help="Answer in JSON of this JSON Schema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--tokens", is_flag=True, help="With --json: every token with its logprobs.")
 def chat(
     prompt: str | None,
     images: tuple[str, ...],
+    video: str | None,
     model: str | None,
     runtime: str | None,
     route: str | None,
@@ -57,9 +71,11 @@ def chat(
     as_json: bool,
     tokens: bool,
     detail: str,
+    image_tokens: int | None,
+    schema: str | None,
     **sampling: Any,
 ) -> None:
-    """Ask PROMPT about the images, or talk when there is no PROMPT.
+    """Ask PROMPT about the images or the video, or talk when there is no PROMPT.
 
     Without PROMPT and not on a terminal the question is "Describe this image."
     """
@@ -70,10 +86,11 @@ def chat(
         options["top_logprobs"] = 5
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     talk = prompt is None and on_terminal and not as_json
-    if not (prompt or "").strip() and not images and not talk:
+    if not (prompt or "").strip() and not images and video is None and not talk:
         raise UsageError("There is no question.", hint="Give a PROMPT, an --image, or both.")
     question, pictures = _question(prompt, images)
-    _check(pictures, options)
+    _check(pictures, video, options)
+    options |= {"detail": detail, "image_tokens": image_tokens, "schema": _schema(schema)}
     with _open(model, runtime, route, system) as session:
         if talk:
             from edgevlm.cli.conversation import converse
@@ -81,9 +98,10 @@ def chat(
             def reopen(name: str) -> Session:
                 return _open(name, runtime, session.route, system)
 
-            converse(session, reopen, pictures, options | {"detail": detail})
+            converse(session, reopen, pictures, options, video)
         else:
-            _once(session, question, pictures, options | {"detail": detail}, as_json, tokens)
+            stream = session.stream(question, pictures, video=video, **options)
+            _once(session, stream, as_json, tokens)
 
 
 def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, list[Any]]:
@@ -98,10 +116,10 @@ def _question(prompt: str | None, images: tuple[str, ...]) -> tuple[str | None, 
     return question, [*pictures, *found]
 
 
-def _check(pictures: list[Any], options: dict[str, Any]) -> None:
+def _check(pictures: list[Any], video: str | None, options: dict[str, Any]) -> None:
     """Refuse what can be refused before a model is fetched and loaded."""
     from edgevlm.engine.sampling import Sampling
-    from edgevlm.media import load_image
+    from edgevlm.media import load_image, open_video
     from edgevlm.session import media_limits
     from edgevlm.settings import load_settings
 
@@ -109,6 +127,24 @@ def _check(pictures: list[Any], options: dict[str, Any]) -> None:
     limits = media_limits(load_settings())
     for position, picture in enumerate(pictures):
         pictures[position] = load_image(picture, limits=limits)
+    if video is not None and "://" not in video:  # a URL is fetched once, with the question
+        open_video(video, limits=limits).close()
+
+
+def _schema(file: str | None) -> str | None:
+    """The text of a schema file that llguidance can follow."""
+    if file is None:
+        return None
+    from edgevlm.engine.grammar import check_schema
+    from edgevlm.engine.schema import Schema
+    from edgevlm.media.source import read_file
+
+    try:
+        schema = Schema.of(read_file(Path(file)).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not a text.", hint="Give a JSON Schema file.") from error
+    check_schema(schema.text)
+    return schema.text
 
 
 def _open(model: str | None, runtime: str | None, route: str | None, system: str | None) -> Session:
@@ -122,17 +158,9 @@ def _open(model: str | None, runtime: str | None, route: str | None, system: str
         return Session(model, runtime, route, system, progress=shown, notice=notice)
 
 
-def _once(
-    session: Session,
-    question: str | None,
-    pictures: list[Any],
-    options: dict[str, Any],
-    as_json: bool,
-    tokens: bool,
-) -> None:
+def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None:
     from edgevlm.cli.background import read
 
-    stream = session.stream(question, pictures, **options)
     for token in read(session, stream):
         if not as_json:
             click.echo(token.text, nl=False)

@@ -12,12 +12,15 @@ from edgevlm.cli import tell
 from edgevlm.cli.background import read
 from edgevlm.cli.question import read_question
 from edgevlm.errors import EdgeVLMError, UsageError
-from edgevlm.media import find_image_paths, load_image
+from edgevlm.families.base import check_detail
+from edgevlm.media import find_image_paths, load_image, open_video
 from edgevlm.messages import Reply
 from edgevlm.session import Session, media_limits
 
 HELP = """\
 /image PATH    show a picture with the next question (a path in a question works too)
+/video PATH    show a video with the next question
+/detail D      low, auto or high: how finely pictures are cut into tiles
 /model NAME    go on with another model, in a new conversation
 /route R       local, auto or cloud
 /reset         forget the conversation
@@ -30,6 +33,7 @@ def converse(
     reopen: Callable[[str], Session],
     pictures: list[Any],
     options: dict[str, Any],
+    video: str | None = None,
 ) -> None:
     """Talk until the user leaves. An error or a stopped answer leaves the conversation whole.
 
@@ -38,8 +42,8 @@ def converse(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     click.secho(f"{session.model.name} on {_where(session)}. /help lists commands.", dim=True)
-    talk = _Conversation(session, reopen, pictures, options)
-    if pictures:
+    talk = _Conversation(session, reopen, pictures, options, video)
+    if pictures or video:
         talk.answer("")
     while talk.open:
         try:
@@ -80,10 +84,12 @@ class _Conversation:
         reopen: Callable[[str], Session],
         pictures: list[Any],
         options: dict[str, Any],
+        video: str | None,
     ) -> None:
         self._first = self._session = session
         self._reopen = reopen
         self._pictures = pictures
+        self._video = video
         self._options = options
         self.open = True
 
@@ -91,8 +97,8 @@ class _Conversation:
         question, found = read_question(line, shown_before=len(self._pictures))
         # Decoded first: a picture that fails must not cost those shown before it.
         pictures = [*self._pictures, *(self._load(path) for path in found)]
-        stream = self._session.stream(question, pictures, **self._options)
-        self._pictures = []
+        stream = self._session.stream(question, pictures, video=self._video, **self._options)
+        self._pictures, self._video = [], None
         for token in read(self._session, stream):
             click.echo(token.text, nl=False)
         click.echo()
@@ -122,6 +128,18 @@ class _Conversation:
         self._pictures += [self._load(name) for name in ([path] if rest else found)]
         click.secho("Shown with your next question.", dim=True)
 
+    def _do_video(self, path: str) -> None:
+        if not path:
+            raise UsageError("Which video?", hint="/video PATH")
+        open_video(path, limits=media_limits(self._session.settings)).close()
+        self._video = path
+        click.secho("Shown with your next question.", dim=True)
+
+    def _do_detail(self, detail: str) -> None:
+        if detail:
+            self._options = self._options | {"detail": check_detail(detail)}
+        click.echo(self._options["detail"])
+
     def _do_model(self, name: str) -> None:
         if not name:
             click.echo(self._session.model.name)
@@ -138,7 +156,7 @@ class _Conversation:
 
     def _do_reset(self, _: str) -> None:
         self._session.reset()
-        self._pictures = []
+        self._pictures, self._video = [], None
         click.secho("A new conversation.", dim=True)
 
     def _do_quit(self, _: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,15 @@ class Family(Protocol):
         Text never turns into special tokens: a user who types `<image>` gets these
         letters. Raises TemplateError.
         """
+
+
+def check_detail(detail: str) -> Detail:
+    """Raise UsageError for what is no detail."""
+    for known in get_args(Detail):
+        if detail == known:
+            return cast(Detail, known)
+    hint = f"Details: {', '.join(get_args(Detail))}."
+    raise UsageError(f"There is no detail {detail!r}.", hint=hint)
 
 
 def check_budget(budget: int | None, least: int) -> None:

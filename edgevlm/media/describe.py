@@ -9,6 +9,11 @@ from edgevlm.errors import UnreadableMedia
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _CONVERT = "Convert it to JPEG or PNG first."
 _NO_PICTURE = f"Give a picture: {FORMAT_NAMES}."
+_HINTS = {
+    "text": _NO_PICTURE,
+    "a web page": _NO_PICTURE,
+    "a video": "Show it as a video: --video, or video= in Python.",
+}
 
 # Brands of an ISO media file (bytes 8 to 12), ISO/IEC 14496-12.
 _BRANDS = {
@@ -61,10 +66,8 @@ def not_a_picture(data: bytes, name: str) -> UnreadableMedia:
     what = _looks_like(data)
     if what is None:
         return UnreadableMedia(f"{name} is not a picture we can read.", hint=_NO_PICTURE)
-    is_text = what in ("text", "a web page")
-    return UnreadableMedia(
-        f"{name} is {what}, not {FORMAT_NAMES}.", hint=_NO_PICTURE if is_text else _CONVERT
-    )
+    hint = _HINTS.get(what, _CONVERT)
+    return UnreadableMedia(f"{name} is {what}, not {FORMAT_NAMES}.", hint=hint)
 
 
 def _looks_like(data: bytes) -> str | None:
