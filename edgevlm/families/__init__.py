@@ -26,10 +26,13 @@ _FACTORIES = {
 
 def known_family(folder: Path) -> Family | None:
     """`load_family`, or None for a model that no family knows. Raises what else it does."""
+    return load_family(folder) if is_known(folder) else None
+
+
+def is_known(folder: Path) -> bool:
+    """Whether a family here lays out this model's prompts. Raises ModelCorrupt."""
     config = ConfigFile.read_if_there(folder, "config.json")
-    if config.fields.get("model_type") not in _FACTORIES:
-        return None
-    return load_family(folder)
+    return config.fields.get("model_type") in _FACTORIES
 
 
 def load_family(folder: Path) -> Family:

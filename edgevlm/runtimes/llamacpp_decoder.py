@@ -1,0 +1,210 @@
+"""GGUF decoders: `LanguageModel` and its contexts on llama.cpp."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence as SequenceOf
+
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.prompt import BlockEmbeddings
+from edgevlm.errors import ModelCorrupt, NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.runtimes.llamacpp_layout import PositionMap, lay_out
+from edgevlm.runtimes.llamacpp_sequence import Piece, Sequence
+from edgevlm.runtimes.llamacpp_weights import (
+    Adapter,
+    Weights,
+    load_weights,
+    require_role,
+)
+
+# Positions of a prompt computed at once: they bound the memory of activations.
+_BATCH = 512
+# A context begins with cells for so many positions, and with room for an answer.
+_SMALLEST, _ROOM = 512, 128
+# The number comes from a file that anyone may have written.
+_LONGEST_CONTEXT = 2**20
+
+
+class LlamaCppLanguageModel:
+    """`decoder` of a model, and its `lora` where there is one, which always applies; contexts
+    share the weights.
+
+    Keys and values are kept in float16, and in float32 where the file's weights are float32.
+    """
+
+    runtime = "llamacpp"
+
+    def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
+        weights = load_weights(require_role(files, "decoder"))
+        if not weights.can_forget:
+            raise NotSupported(
+                f"{weights.path.name} is a model whose memory can't be cut back, or no decoder.",
+                hint="Use a transformer decoder.",
+            )
+        self.n_vocab, self.d_model = weights.n_vocab, weights.d_model
+        self.context_length = _context_length(weights, options)
+        self.has_m_rope = weights.has_m_rope
+        self._threads = options.threads
+        self._adapters: dict[Adapter, float] = {}
+        if "lora" in files.roles:
+            self._adapters[weights.load_adapter(files.roles["lora"])] = 1.0
+        self._weights: Weights | None = weights
+
+    def new_context(self) -> LlamaCppContext:
+        self.opened()
+        return LlamaCppContext(self)
+
+    def open_sequence(self, capacity: int, batch: int) -> Sequence:
+        return Sequence(
+            self.opened(),
+            self._adapters,
+            capacity=capacity,
+            batch=min(batch, capacity),
+            threads=self._threads,
+        )
+
+    def opened(self) -> Weights:
+        if self._weights is None:
+            raise RuntimeFailed("The model was closed.", hint="Load it again.")
+        return self._weights
+
+    def close(self) -> None:
+        """Drop the weights; they go when no context holds on to them any more."""
+        self._weights = None
+        self._adapters = {}
+
+
+class LlamaCppContext:
+    """One sequence on a model. `length` counts the positions that count.
+
+    Calls of several threads take turns: two at once in llama.cpp would end the process.
+    """
+
+    def __init__(self, model: LlamaCppLanguageModel) -> None:
+        self.length = 0
+        self._model: LlamaCppLanguageModel | None = model
+        self._sequence: Sequence | None = None
+        self._map = PositionMap()
+        self._turn = threading.Lock()
+
+    def extend(self, parts: SequenceOf[Part], cancel: Cancel) -> Logits:
+        """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
+
+        Returns logits float32 [n_vocab] of the last position, owned by the caller.
+        Raises PromptTooLong, NotSupported, ModelCorrupt, Interrupted, RuntimeFailed,
+        ValueError for nothing to append; after each of them the context is as it was.
+        """
+        with self._turn:
+            model = self._opened()
+            model.opened()
+            count = sum(len(part) for part in parts)
+            if not count:
+                raise ValueError("nothing to append")
+            total = self.length + count
+            if total > model.context_length:
+                raise PromptTooLong(
+                    f"The conversation needs {total} tokens,"
+                    f" the context holds {model.context_length}.",
+                    hint="Ask for less at once, use fewer pictures, or start a new conversation.",
+                )
+            _check_widths(parts, model.d_model)
+            pieces, after = lay_out(parts, self.length, self._map, m_rope=model.has_m_rope)
+            sequence = self._reserve(model, total, _widest(pieces))
+            try:
+                logits = sequence.run(_in_batches(pieces, sequence.batch), cancel)
+            except BaseException:
+                sequence.forget(self._map.position(self.length))
+                raise
+            self._map, self.length = after, total
+            return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; the rest stays exact."""
+        with self._turn:
+            self._opened()
+            if not 0 <= length <= self.length:
+                raise ValueError(f"can't cut {self.length} positions to {length}")
+            if length == self.length:
+                return
+            shorter = self._map.cut(length)
+            assert self._sequence is not None
+            self._sequence.forget(shorter.position(length))
+            self._map, self.length = shorter, length
+
+    def close(self) -> None:
+        with self._turn:
+            self._model = None
+            if self._sequence is not None:
+                self._sequence.close()
+                self._sequence = None
+
+    def _reserve(self, model: LlamaCppLanguageModel, total: int, widest: int) -> Sequence:
+        """The sequence, with cells for `total` positions and batches of `widest`.
+
+        The cells' memory is written when they are made, so a context does not begin with
+        all that the model can hold. A larger one takes over the bytes of a smaller one.
+        """
+        sequence = self._sequence
+        if sequence and sequence.capacity >= total and sequence.batch >= widest:
+            return sequence
+        capacity = max(_SMALLEST, 1 << (total + _ROOM - 1).bit_length())
+        capacity = min(capacity, model.context_length)
+        batch = max(_BATCH, widest)
+        if sequence is None:
+            self._sequence = model.open_sequence(capacity, batch)
+        else:
+            self._sequence = self._regrown(model, sequence, capacity, batch)
+        return self._sequence
+
+    def _regrown(
+        self, model: LlamaCppLanguageModel, old: Sequence, capacity: int, batch: int
+    ) -> Sequence:
+        state = old.save()
+        # Before the new one is made: there is not room for three.
+        old.close()
+        try:
+            sequence = model.open_sequence(capacity, batch)
+        except RuntimeFailed:
+            self._sequence = model.open_sequence(old.capacity, old.batch)
+            self._sequence.restore(state)
+            raise
+        sequence.restore(state)
+        return sequence
+
+    def _opened(self) -> LlamaCppLanguageModel:
+        if self._model is None:
+            raise RuntimeFailed("The context was closed.", hint="Open a new one.")
+        return self._model
+
+
+def _context_length(weights: Weights, options: LoadOptions) -> int:
+    own = weights.n_ctx_train
+    if not 1 <= own <= _LONGEST_CONTEXT:
+        raise ModelCorrupt(
+            f"{weights.path.name} says that its context holds {own} tokens.",
+            hint="Fetch the model again.",
+        )
+    return min(own, options.context_length or own)
+
+
+def _check_widths(parts: SequenceOf[Part], d_model: int) -> None:
+    """llama.cpp reads `d_model` numbers a row, whatever there is."""
+    for part in parts:
+        rows = part.rows if isinstance(part, BlockEmbeddings) else part
+        if rows.ndim == 2 and rows.shape[1] != d_model:
+            raise ModelCorrupt(
+                f"The decoder takes embeddings of {d_model} numbers, not {rows.shape[1]}.",
+                hint="Its vision encoder does not belong to its decoder.",
+            )
+
+
+def _widest(pieces: list[Piece]) -> int:
+    """Positions that must go in at once, since they attend to one another."""
+    return max((len(piece) for piece in pieces if not piece.causal), default=1)
+
+
+def _in_batches(pieces: list[Piece], batch: int) -> list[Piece]:
+    return [
+        piece.cut(start, start + batch) for piece in pieces for start in range(0, len(piece), batch)
+    ]

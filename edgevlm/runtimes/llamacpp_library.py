@@ -1,0 +1,95 @@
+"""The llama_cpp module's low-level API, loaded quietly and with idle threads asleep.
+
+llama.cpp, ggml and mtmd write to stderr unless told otherwise: what they log as an error
+is kept for the message of ours that follows, everything else is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edgevlm.errors import NotSupported
+
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+_ERROR = 4  # enum ggml_log_level
+_UPDATE = "Install it again: pip install --upgrade --force-reinstall 'edgevlm[llamacpp]'"
+
+
+class _Collected(threading.local):
+    """What this thread's running call has logged as errors; None outside of `errors`."""
+
+    lines: list[str] | None = None
+
+
+_collected = _Collected()
+
+
+@contextmanager
+def errors() -> Iterator[list[str]]:
+    """The lines that llama.cpp logs as errors within the block, on this thread."""
+    outer, _collected.lines = _collected.lines, []
+    try:
+        yield _collected.lines
+    finally:
+        _collected.lines = outer
+
+
+def reason(lines: list[str]) -> str:
+    """The first of `errors` that says why, without the names of C++ functions."""
+    for line in lines:
+        text = line.strip()
+        head, _, rest = text.partition(": ")
+        text = rest if rest and " " not in head else text
+        text = text.removeprefix("error loading model: ").removeprefix("error: ")
+        if text:
+            return text.splitlines()[0].rstrip(".")[:200]
+    return "it gives no reason"
+
+
+def _keep_errors(level: int, text: bytes, user_data: object) -> None:
+    if level == _ERROR and _collected.lines is not None:
+        _collected.lines.append(text.decode("utf-8", "replace"))
+
+
+@contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """OpenMP reads its policy once, when the library is loaded.
+
+    Workers that spin while they wait take the cores from whatever else wants to run: on a
+    busy machine decoding fell from 36 to 2 tok/s. A policy that the user has set is kept.
+    """
+    if _WAIT_POLICY in os.environ:
+        yield
+        return
+    os.environ[_WAIT_POLICY] = "PASSIVE"
+    try:
+        yield
+    finally:
+        del os.environ[_WAIT_POLICY]
+
+
+def _import() -> tuple[Any, Any, Any]:
+    try:
+        with _sleeping_threads():
+            from llama_cpp import _ctypes_extensions, llama_cpp, mtmd_cpp
+
+            ggml = _ctypes_extensions.load_shared_library("ggml-base", llama_cpp._base_path)
+    # A library of another machine or version: OSError, RuntimeError, AttributeError, ...
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise NotSupported(
+            f"llama-cpp-python is installed and can't be loaded: {lines[0][:200]}.", hint=_UPDATE
+        ) from error
+    return llama_cpp, mtmd_cpp, ggml
+
+
+llama, mtmd, ggml = _import()
+# Kept: C holds no reference to it.
+_log_callback = llama.llama_log_callback(_keep_errors)
+for _set in (llama.llama_log_set, mtmd.mtmd_log_set, mtmd.mtmd_helper_log_set):
+    _set(_log_callback, None)
+llama.llama_backend_init()
