@@ -50,6 +50,11 @@ class MlxVisionEncoder:
     def _load(self, files: ModelFiles) -> None:
         loaded = load(files)
         model = loaded.model
+        if not hasattr(model, "vision_model") or not hasattr(model, "connector"):
+            raise NotSupported(
+                f"{files.name} has no vision encoder that MLX runs.",
+                hint="Run its vision encoder on another runtime.",
+            )
         self._tower = model.vision_model
         self._connector = model.connector
         vision = model.config.vision_config
