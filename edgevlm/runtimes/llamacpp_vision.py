@@ -14,7 +14,7 @@ from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.families import is_known
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_mtmd import Mtmd
-from edgevlm.runtimes.llamacpp_vocabulary import stand_in_vocabulary
+from edgevlm.runtimes.llamacpp_stand_in import stand_in_vocabulary
 from edgevlm.runtimes.llamacpp_weights import load_weights, require_role
 
 # How far a normalised sample may be from one of 256 levels, in levels: float32 rounding is a

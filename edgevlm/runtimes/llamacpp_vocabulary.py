@@ -1,58 +1,122 @@
-"""A vocabulary of nothing, for mtmd, which writes text around pictures and wants words for it.
+"""The vocabulary of a GGUF decoder, read by llama.cpp's own tokenizer.
 
-Where a family of ours writes that text, mtmd's is thrown away, and the decoder whose words
-it would be may run elsewhere.
+A GGUF file names its tokenizer, and llama.cpp knows some sixty kinds: text becomes ids there,
+exactly as it does for whoever else runs the file. The way back, from ids to text, is one of
+two and needs only the vocabulary, so a `tokenizers.Tokenizer` does it here as elsewhere; it
+also says to a grammar what each token reads.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-import tempfile
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from typing import Any
 
-from edgevlm.errors import RuntimeFailed
-from edgevlm.runtimes.llamacpp_library import ggml
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from edgevlm.errors import NotSupported, RuntimeFailed
+from edgevlm.families.layout import PieceTokenizer, without_surrogates
+from edgevlm.runtimes.llamacpp_library import llama
 from edgevlm.runtimes.llamacpp_weights import Weights
 
-_FILE, _TEXT = ctypes.c_void_p, ctypes.c_char_p
-_INT32 = 5  # enum gguf_type
-_KIND = {
-    "general.architecture": "llama",
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "default",
-}
-# Letters that are no token are left out of a byte-level text.
-_TOKENS = ("<|endoftext|>", "a")
+_CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+_USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+# `<tool_call>` and its like: a file may call them text, which people's text must not become.
+_LOOKS_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_/]+\]")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
 
 
-@functools.cache
-def stand_in_vocabulary() -> Weights:
-    """A `llama_model` of some bytes that has a vocabulary and no weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vocabulary.gguf"
-        _write(path)
-        return Weights(path, vocabulary_only=True)
+class Vocabulary(PieceTokenizer):
+    """Tokens of the weights' file. Safe from any thread. Raises NotSupported for one that is
+    neither byte-level BPE nor SentencePiece."""
 
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._vocab: Any = llama.llama_model_get_vocab(weights.pointer)
+        tokens = range(weights.n_vocab)
+        self._texts = [self._text(id_) for id_ in tokens]
+        kinds = [llama.llama_vocab_get_attr(self._vocab, id_) for id_ in tokens]
+        self._ids: dict[str, int] = {}
+        for id_, text in enumerate(self._texts):
+            self._ids.setdefault(text, id_)
+        special = [
+            id_
+            for id_, (text, kind) in enumerate(zip(self._texts, kinds, strict=True))
+            if kind & _CONTROL or (kind & _USER_DEFINED and _LOOKS_SPECIAL.fullmatch(text))
+        ]
+        super().__init__({self._texts[id_]: id_ for id_ in special})
+        self._special = frozenset(special)
+        added = {id_ for id_ in tokens if kinds[id_] & _USER_DEFINED} - self._special
+        self.stop_ids = frozenset(
+            id_ for id_ in tokens if llama.llama_vocab_is_eog(self._vocab, id_)
+        )
+        self.decoder = self._decoder(added)
 
-def _write(path: Path) -> None:
-    ggml.gguf_init_empty.restype = _FILE
-    file = _FILE(ggml.gguf_init_empty())
-    for key, value in _KIND.items():
-        ggml.gguf_set_val_str(file, key.encode(), value.encode())
-    _set_strings(file, "tokenizer.ggml.tokens", _TOKENS)
-    _set_strings(file, "tokenizer.ggml.merges", ("a a",))
-    types = (ctypes.c_int32 * len(_TOKENS))(*(1 for _ in _TOKENS))
-    count = ctypes.c_size_t(len(_TOKENS))
-    ggml.gguf_set_arr_data(file, b"tokenizer.ggml.token_type", _INT32, types, count)
-    ggml.gguf_write_to_file.restype = ctypes.c_bool
-    written = ggml.gguf_write_to_file(file, os.fsencode(path), ctypes.c_bool(True))
-    ggml.gguf_free(file)
-    if not written:
-        raise RuntimeFailed(f"Can't write {path}.", hint="Make room for temporary files.")
+    @property
+    def begin(self) -> int | None:
+        """The token that the model expects before everything, if it does."""
+        if not llama.llama_vocab_get_add_bos(self._vocab):
+            return None
+        return int(llama.llama_vocab_bos(self._vocab))
 
+    def named_tokens(self) -> Mapping[str, str]:
+        """What a chat template may call `bos_token` and `eos_token`."""
+        ids = {
+            "bos_token": llama.llama_vocab_bos(self._vocab),
+            "eos_token": llama.llama_vocab_eos(self._vocab),
+        }
+        return {name: self._texts[id_] for name, id_ in ids.items() if id_ >= 0}
 
-def _set_strings(file: ctypes.c_void_p, key: str, values: tuple[str, ...]) -> None:
-    array = (_TEXT * len(values))(*(value.encode() for value in values))
-    ggml.gguf_set_arr_str(file, key.encode(), array, ctypes.c_size_t(len(values)))
+    def encode_letters(self, text: str) -> list[int]:
+        """Raises RuntimeFailed."""
+        data = without_surrogates(text).encode()
+        ids = (llama.llama_token * (len(data) + 2))()
+        count = llama.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, False)
+        if count < 0:
+            raise RuntimeFailed("llama.cpp can't read a text.", hint="Please report this.")
+        return [part for id_ in ids[:count] for part in self._spelled(id_)]
+
+    def _spelled(self, id_: int) -> list[int]:
+        """The token, and where it looks special one that stands for each of its letters."""
+        if id_ not in self._special:
+            return [id_]
+        letters = []
+        for letter in self._texts[id_]:
+            encoded = [f"<0x{byte:02X}>" for byte in letter.encode()]
+            known = [letter] if letter in self._ids else encoded
+            letters += [self._ids[text] for text in known if text in self._ids]
+        return letters
+
+    def _text(self, id_: int) -> str:
+        return str(llama.llama_vocab_get_text(self._vocab, id_), "utf-8", "replace")
+
+    def _decoder(self, added: set[int]) -> Tokenizer:
+        """Ids to text, and no way back."""
+        kind = llama.llama_vocab_type(self._vocab)
+        if kind == llama.LLAMA_VOCAB_TYPE_BPE and "\u0120" in self._ids:
+            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=[]))
+            tokenizer.decoder = decoders.ByteLevel()
+        elif kind == llama.LLAMA_VOCAB_TYPE_SPM:
+            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=[], byte_fallback=True))
+            steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+            if self._begins_with_space():
+                steps.append(decoders.Strip(" ", 1, 0))
+            tokenizer.decoder = decoders.Sequence(steps)
+        else:
+            raise NotSupported(
+                f"The tokenizer of {self._weights.path.name} is of a kind not known here.",
+                hint="Known: byte-level BPE and SentencePiece.",
+            )
+        for special, ids in ((False, added), (True, self._special)):
+            tokenizer.add_tokens(
+                [
+                    AddedToken(self._texts[id_], special=special, normalized=False)
+                    for id_ in sorted(ids)
+                ]
+            )
+        return tokenizer
+
+    def _begins_with_space(self) -> bool:
+        """Whether the first word of a text is the same token as a later one."""
+        return self.encode_letters("a") == self.encode_letters(" a")[-1:] != []
