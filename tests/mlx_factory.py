@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,22 +25,12 @@ def mlx_files(folder: Path, weights: str = "model.safetensors") -> ModelFiles:
     return ModelFiles("random", folder, {"weights": folder / weights})
 
 
-def set_after(cancel: Cancel, seconds: float) -> None:
-    """Set the flag from another thread, as a user does."""
-    import threading
-
-    timer = threading.Timer(seconds, cancel.set)
-    timer.daemon = True
-    timer.start()
-
-
 @dataclass
 class CountedCancel(Cancel):
     """Set itself when it was asked for the `n`th time: a cancel at a known place."""
 
     n: int
     asked: int = field(default=0, init=False)
-    when: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         Cancel.__init__(self)
@@ -58,7 +47,6 @@ class CountedCancel(Cancel):
     def _ask(self) -> None:
         self.asked += 1
         if self.asked == self.n:
-            self.when = time.perf_counter()
             self.set()
 
 
