@@ -44,12 +44,10 @@ class Grammars:
     def mask(self, schema: str) -> SchemaMask:
         """The mask for one answer, of a JSON Schema as text. Raises UsageError."""
         llguidance = _llguidance()
-        try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
-        except ValueError as error:
-            raise _refused(str(error)) from error
         limits = llguidance.LLParserLimits(**_LIMITS)
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=_SILENT, limits=limits)
+        matcher = llguidance.LLMatcher(
+            self._tokenizer, _grammar(schema), log_level=_SILENT, limits=limits
+        )
         if matcher.is_error():
             raise _refused(matcher.get_error())
         return SchemaMask(matcher, self._n_vocab)
@@ -79,12 +77,17 @@ class SchemaMask:
         return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
 
     def accept(self, token_id: int) -> None:
-        """Take the token that was chosen. Raises RuntimeFailed for one that does not fit."""
-        if not self._matcher.consume_token(token_id):
+        """Take the token that was chosen of those that `apply` left.
+
+        Raises RuntimeFailed for another, and UsageError as `apply` does.
+        """
+        if not self._bits[0, token_id // 32] >> (token_id % 32) & 1:
             raise RuntimeFailed(
                 "The model gave no probability to anything that fits the schema.",
                 hint="Ask without a schema, or with another one.",
             )
+        if not self._matcher.consume_token(token_id):
+            raise _refused(self._matcher.get_error())
 
     def _look(self) -> None:
         from llguidance.numpy import fill_next_token_bitmask
@@ -100,14 +103,20 @@ def check_schema(schema: str) -> None:
     Raises UsageError, and NotSupported where llguidance is missing.
     """
     llguidance = _llguidance()
-    try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
-    except ValueError as error:
-        raise _refused(str(error)) from error
     limits = llguidance.LLParserLimits(**_LIMITS)
-    wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, limits=limits)
+    wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
+        _grammar(schema), limits=limits
+    )
     if wrong:
         raise _refused(messages[0])
+
+
+def _grammar(schema: str) -> str:
+    try:
+        grammar: str = _llguidance().LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
+    except ValueError as error:
+        raise _refused(str(error)) from error
+    return grammar
 
 
 def _refused(reason: str) -> UsageError:

@@ -1,0 +1,137 @@
+"""What may be given as a schema, and what is made of an answer's text."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field, TypeAdapter, field_validator
+
+from edgevlm.engine.schema import Schema
+from edgevlm.errors import UsageError
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    colour: Colour
+
+
+class Scene(BaseModel):
+    pets: list[Annotated[Cat | Dog, Field(discriminator="kind")]]
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Open(BaseModel, extra="allow"):
+    x: int
+
+
+class Even(BaseModel):
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def even(cls, n: int) -> int:
+        if n % 2:
+            raise ValueError("odd")
+        return n
+
+
+@pytest.mark.parametrize("given", [{"type": "integer"}, '{"type": "integer"}'])
+def test_a_json_schema_gives_plain_values(given: object) -> None:
+    schema = Schema.of(given)
+    assert json.loads(schema.text) == {"type": "integer"}
+    assert schema.parse("12") == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "value"),
+    [
+        (Cat, '{"kind":"cat","lives":9}', Cat(kind="cat", lives=9)),
+        (TypeAdapter(Cat), '{"kind":"cat","lives":9}', Cat(kind="cat", lives=9)),
+        (
+            Scene,
+            '{"pets":[{"kind":"dog","colour":"red"}]}',
+            Scene(pets=[Dog(kind="dog", colour=Colour.RED)]),
+        ),
+        (list[Cat], '[{"kind":"cat","lives":1}]', [Cat(kind="cat", lives=1)]),
+        (Point, '{"x":1,"y":2}', Point(1, 2)),
+        (Colour, '"blue"', Colour.BLUE),
+        (tuple[int, str], '[1,"a"]', (1, "a")),
+        (bool | None, "null", None),
+    ],
+)
+def test_a_class_gives_its_instances(given: object, text: str, value: object) -> None:
+    assert Schema.of(given).parse(text) == value
+
+
+def objects_in(node: Any) -> list[dict[str, Any]]:
+    if isinstance(node, list):
+        return [found for item in node for found in objects_in(item)]
+    if not isinstance(node, dict):
+        return []
+    inner = [found for value in node.values() for found in objects_in(value)]
+    return [node, *inner] if node.get("type") == "object" else inner
+
+
+def test_a_class_has_no_keys_but_its_own() -> None:
+    found = objects_in(json.loads(Schema.of(Scene).text))
+    assert len(found) == 3
+    assert all(node["additionalProperties"] is False for node in found)
+    [free] = objects_in(json.loads(Schema.of(Open).text))
+    assert free["additionalProperties"] is True
+
+
+def test_what_a_class_refuses_is_no_value() -> None:
+    assert Schema.of(Even).parse('{"n": 2}') == Even(n=2)
+    assert Schema.of(Even).parse('{"n": 3}') is None
+
+
+def test_an_answer_nested_too_deep_is_no_value() -> None:
+    assert Schema.of({}).parse("[" * 100_000 + "]" * 100_000) is None
+
+
+def circular() -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    schema["properties"] = {"self": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "{",
+        "[]",
+        "true",
+        "[" * 100_000,
+        {"enum": [object()]},
+        {"maximum": float("nan")},
+        circular(),
+        {"enum": ["x" * 200_000]},
+        '{"a": "' + "x" * 200_000 + '"}',
+        object(),
+        5,
+        Schema,
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_is_no_schema(given: object) -> None:
+    with pytest.raises(UsageError):
+        Schema.of(given)
