@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ _close = _function("gguf_free", [_FILE], None)
 _find = _function("gguf_find_key", [_FILE, ctypes.c_char_p], _KEY)
 _type = _function("gguf_get_kv_type", [_FILE, _KEY], ctypes.c_int)
 _u32 = _function("gguf_get_val_u32", [_FILE, _KEY], ctypes.c_uint32)
+_f32 = _function("gguf_get_val_f32", [_FILE, _KEY], ctypes.c_float)
 _text = _function("gguf_get_val_str", [_FILE, _KEY], ctypes.c_char_p)
+_item = _function("gguf_get_arr_str", [_FILE, _KEY, ctypes.c_size_t], ctypes.c_char_p)
 _item_type = _function("gguf_get_arr_type", [_FILE, _KEY], ctypes.c_int)
 _count = _function("gguf_get_arr_n", [_FILE, _KEY], ctypes.c_size_t)
 _items = _function("gguf_get_arr_data", [_FILE, _KEY], ctypes.c_void_p)
 _find_tensor = _function("gguf_find_tensor", [_FILE, ctypes.c_char_p], _KEY)
+_n_tensors = _function("gguf_get_n_tensors", [_FILE], ctypes.c_int64)
+_data_start = _function("gguf_get_data_offset", [_FILE], ctypes.c_size_t)
+_start = _function("gguf_get_tensor_offset", [_FILE, _KEY], ctypes.c_size_t)
+_n_bytes = _function("gguf_get_tensor_size", [_FILE, _KEY], ctypes.c_size_t)
 _sizes = _function("gguf_get_tensor_ne", [_FILE, _KEY], ctypes.POINTER(ctypes.c_int64))
 
 
@@ -47,7 +54,7 @@ class GgufHeader:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
+            raise missing(path)
         self.path = path
         with errors() as lines:
             self._file: Any = _open(os.fsencode(path), _InitParams(no_alloc=True))
@@ -75,6 +82,12 @@ class GgufHeader:
             raise self.corrupt(f"{key} is 0")
         return value
 
+    def check_epsilon(self, key: str) -> None:
+        """Raises ModelCorrupt where what norms add is there and is no number from 0 on."""
+        index = int(_find(self._file, key.encode()))
+        if index >= 0 and not _f32(self._file, self._key(key, _FLOAT32)) >= 0:
+            raise self.corrupt(f"{key} is no number from 0 on")
+
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """An array of `count` finite float32."""
         index = self._key(key, _ARRAY)
@@ -84,6 +97,27 @@ class GgufHeader:
         if not all(map(math.isfinite, values)):
             raise self.corrupt(f"{key} is not {count} numbers")
         return values
+
+    def strings(self, key: str) -> list[bytes]:
+        """An array of strings, each up to its first zero byte, as llama.cpp reads them."""
+        index = self._key(key, _ARRAY)
+        if _item_type(self._file, index) != _STRING:
+            raise self.corrupt(f"{key} is not a list of words")
+        return [_item(self._file, index, i) for i in range(_count(self._file, index))]
+
+    def check_extents(self) -> None:
+        """Raises ModelCorrupt where a tensor is empty or reaches beyond the end of the file."""
+        room = self.path.stat().st_size - _data_start(self._file)
+        for index in range(_n_tensors(self._file)):
+            n_bytes = _n_bytes(self._file, index)
+            if not 0 < n_bytes <= room - _start(self._file, index):
+                raise self.corrupt("a tensor is not within the file")
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for tensor, shape in shapes.items():
+            found = self.shape(tensor)
+            if found != (1,) * (len(found) - len(shape)) + shape:
+                raise self.corrupt(f"{tensor} is {found}, not {shape}")
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The four sizes of a tensor in numpy's order, 1 where it has fewer."""
@@ -100,3 +134,7 @@ class GgufHeader:
         if _type(self._file, index) != type_:
             raise self.corrupt(f"{key} is of another type than it should be")
         return index
+
+
+def missing(path: Path) -> ModelCorrupt:
+    return ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")

@@ -7,6 +7,7 @@ is kept for the message of ours that follows, everything else is dropped.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,10 @@ def _import() -> tuple[Any, Any, Any]:
         with _sleeping_threads():
             from llama_cpp import _ctypes_extensions, llama_cpp, mtmd_cpp
 
-            ggml = _ctypes_extensions.load_shared_library("ggml-base", llama_cpp._base_path)
+            ggml = llama_cpp._lib
+            if sys.platform == "win32":
+                load = _ctypes_extensions.load_shared_library
+                ggml = load("ggml-base", llama_cpp._base_path)
     # A library of another machine or version: OSError, RuntimeError, AttributeError, ...
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
@@ -87,6 +91,7 @@ def _import() -> tuple[Any, Any, Any]:
     return llama_cpp, mtmd_cpp, ggml
 
 
+# `ggml` finds what llama.cpp is built on: by the name of its file it would be a second copy.
 llama, mtmd, ggml = _import()
 # Kept: C holds no reference to it.
 _log_callback = llama.llama_log_callback(_keep_errors)

@@ -52,8 +52,6 @@ class Mtmd:
         threads: int,
         image_tokens: int | None = None,
     ) -> None:
-        if not path.is_file():
-            raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
         self.path = path
         self.d_model = d_model
         self._cancel = Cancel()

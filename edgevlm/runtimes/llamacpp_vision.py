@@ -12,15 +12,19 @@ from edgevlm.engine.contract import Embeddings, LoadOptions, ModelFiles
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.families import is_known
+from edgevlm.families.base import Family
+from edgevlm.runtimes.llamacpp_checks import check_idefics3
+from edgevlm.runtimes.llamacpp_family import MtmdFamily
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_mtmd import Mtmd
+from edgevlm.runtimes.llamacpp_picture import MtmdPicture
 from edgevlm.runtimes.llamacpp_stand_in import stand_in_vocabulary
 from edgevlm.runtimes.llamacpp_weights import load_weights, require_role
 
 # How far a normalised sample may be from one of 256 levels, in levels: float32 rounding is a
 # thousandth of this, a mean or deviation of another model far more.
 _LEVEL_TOLERANCE = 0.05
-_IDEFICS3, _PROJECTOR = "idefics3", "mm.model.fc.weight"
+_IDEFICS3 = "idefics3"
 _ANOTHER = "The vision encoder does not belong to the model's processor: fetch both again."
 
 
@@ -50,6 +54,8 @@ class LlamaCppVisionEncoder:
         Raises Interrupted, RuntimeFailed; NotSupported for pictures with padding;
         ModelCorrupt where sizes, counts or the normalisation don't match.
         """
+        if isinstance(image.prepared, MtmdPicture):
+            return image.prepared.encode(self.mtmd, cancel)
         if image.pixel_mask is not None and not image.pixel_mask.all():
             raise NotSupported(
                 "llama.cpp can't tell padding from picture.", hint="Use runtime onnx."
@@ -63,6 +69,14 @@ class LlamaCppVisionEncoder:
                 hint=_ANOTHER,
             )
         return features
+
+    def own_family(self, files: ModelFiles) -> Family:
+        """What mtmd and the decoder's file make of a model that has no file in `families/`.
+
+        Raises ModelCorrupt, NotSupported, TemplateError.
+        """
+        weights = load_weights(require_role(files, "decoder"))
+        return MtmdFamily(self.mtmd, weights, files.folder)
 
     def close(self) -> None:
         self.mtmd.close()
@@ -85,7 +99,7 @@ def _open_for_tiles(header: GgufHeader, options: LoadOptions) -> Mtmd:
     return Mtmd(
         header.path,
         stand_in_vocabulary(),
-        d_model=header.shape(_PROJECTOR)[-2],
+        d_model=check_idefics3(header),
         threads=options.threads,
         # The fewest that there can be are those of one tile: the picture as it is.
         image_tokens=1,

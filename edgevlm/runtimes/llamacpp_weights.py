@@ -11,6 +11,8 @@ from typing import Any
 
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import DoesNotFit, ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.runtimes.llamacpp_checks import check_decoder
+from edgevlm.runtimes.llamacpp_header import GgufHeader, missing
 from edgevlm.runtimes.llamacpp_library import errors, llama, reason
 
 _ALL_F32 = 0  # enum llama_ftype
@@ -68,7 +70,7 @@ class Weights:
     def load_adapter(self, path: Path) -> Adapter:
         """Raises ModelCorrupt where the file is no adapter for this model."""
         if not path.is_file():
-            raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
+            raise missing(path)
         with errors() as lines:
             pointer = llama.llama_adapter_lora_init(self.pointer, os.fsencode(path))
         if not pointer:
@@ -83,12 +85,14 @@ def load_weights(path: Path) -> Weights:
     """The weights of a file, loaded once however many ask while they are in memory: mtmd
     wants the decoder that a vision encoder belongs to. Raises what `Weights` does."""
     if not path.is_file():
-        raise ModelCorrupt(f"{path} is missing.", hint="Fetch the model again.")
+        raise missing(path)
     status = path.stat()
     key = (path.resolve(), status.st_size, status.st_mtime_ns)
     with _loading:
         weights = _loaded.get(key)
         if weights is None:
+            with GgufHeader(path) as header:
+                check_decoder(header)
             weights = _loaded[key] = Weights(path)
         return weights
 

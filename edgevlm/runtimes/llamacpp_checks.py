@@ -1,0 +1,72 @@
+"""What llama.cpp takes for granted of a file: where it is wrong, the process would end.
+
+Its reader and its loader refuse most broken files by themselves. These are the gaps that
+files with flipped bytes have shown.
+"""
+
+from __future__ import annotations
+
+from edgevlm.runtimes.llamacpp_header import GgufHeader
+
+_MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
+_TOKENS = "tokenizer.ggml.tokens"
+_VISION = "clip.vision"
+_PROJECTOR = "mm.model.fc.weight"
+
+
+def check_decoder(header: GgufHeader) -> None:
+    """Raises ModelCorrupt for numbers out of bounds and a vocabulary with one token twice."""
+    header.check_extents()
+    arch = header.string("general.architecture")
+    for norm in ("layer_norm_rms", "layer_norm"):
+        header.check_epsilon(f"{arch}.attention.{norm}_epsilon")
+    layers = f"{arch}.block_count"
+    if header.count(layers) > _MOST_LAYERS:
+        raise header.corrupt(f"{layers} is above {_MOST_LAYERS}")
+    named = [token for token in header.strings(_TOKENS) if token]
+    if len(set(named)) != len(named):
+        raise header.corrupt(f"{_TOKENS} has a token twice")
+
+
+def check_idefics3(header: GgufHeader) -> int:
+    """The width of the embeddings of an mmproj of this kind, which has every tensor that its
+    numbers speak of. Raises ModelCorrupt."""
+    header.check_extents()
+    header.check_epsilon(f"{_VISION}.attention.layer_norm_epsilon")
+    size = header.count(f"{_VISION}.embedding_length")
+    inner = header.count(f"{_VISION}.feed_forward_length")
+    patch = header.count(f"{_VISION}.patch_size")
+    heads = header.count(f"{_VISION}.attention.head_count")
+    shuffle = header.count(f"{_VISION}.projector.scale_factor")
+    side = header.count(f"{_VISION}.image_size") // patch
+    if size % heads or side == 0 or side % shuffle or shuffle < 2:
+        raise header.corrupt("its sizes contradict one another")
+    shapes = {
+        "v.patch_embd.weight": (size, 3, patch, patch),
+        "v.position_embd.weight": (side * side, size),
+        **dict.fromkeys(("v.patch_embd.bias", "v.post_ln.weight", "v.post_ln.bias"), (size,)),
+    }
+    for layer in range(header.count(f"{_VISION}.block_count")):
+        shapes |= {
+            f"v.blk.{layer}.{name}": shape for name, shape in _layer_shapes(size, inner).items()
+        }
+        # As it goes, so that a count of billions ends with the first layer that is missing.
+        header.check_shapes(shapes)
+        shapes = {}
+    width = header.shape(_PROJECTOR)[-2]
+    header.check_shapes({_PROJECTOR: (width, size * shuffle**2)})
+    return width
+
+
+def _layer_shapes(size: int, inner: int) -> dict[str, tuple[int, ...]]:
+    products = {
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_out"), (size, size)),
+        "ffn_up": (inner, size),
+        "ffn_down": (size, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{norm}.{part}": (size,) for norm in ("ln1", "ln2") for part in ("weight", "bias")
+    }
+    for name, shape in products.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
