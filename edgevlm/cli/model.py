@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.cli.convert import convert
 from edgevlm.errors import ModelCorrupt, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Examples:
   edgevlm model pull owner/repo@revision  any model of the hub in the ONNX layout
   edgevlm model show smolvlm2-500m
   edgevlm model remove smolvlm2-500m --yes
+  edgevlm model convert ./folder --runtime onnx
   edgevlm model verify                    read every file again and compare
 
 \b
@@ -38,7 +40,10 @@ _runtime = click.option("--runtime", metavar="R", help="By default the one chat 
 
 @click.group(epilog=EPILOG)
 def model() -> None:
-    """List, fetch, check and remove models."""
+    """List, fetch, convert, check and remove models."""
+
+
+model.add_command(convert)
 
 
 def _command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgevlm.models.onnx_export.decoder import Attention, decoder_graph
 from edgevlm.models.onnx_export.graph import Graph, Shape
 from edgevlm.models.onnx_export.linear import embedding
 from edgevlm.models.onnx_export.vision import vision_graph
+from edgevlm.models.progress import Progress
 from edgevlm.models.vlm_config import read_config
 
 COPIED = (
@@ -29,7 +31,9 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-BITS = {"decoder": (32, 8, 4), "vision": (32, 16, 8)}
+BITS = {"decoder": (32, 16, 8, 4), "vision": (32, 16, 8)}
+# How community exports end the names of files whose weights have so many bits.
+_SUFFIXES = {32: "", 16: "_fp16", 8: "_int8", 4: "_q4"}
 
 
 def export_onnx(
@@ -40,12 +44,16 @@ def export_onnx(
     decoder_bits: int = 32,
     vision_bits: int = 32,
     last_logits_only: bool = True,
+    suffixes: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Write `target/onnx/{vision_encoder,embed_tokens,decoder_model_merged}.onnx`
     and copy the configuration and tokenizer files of `source`.
 
-    `decoder_bits` 32, 8 or 4 and `vision_bits` 32, 16 or 8 are the widths of the
-    weights. Raises ModelCorrupt, NotSupported, and UsageError for other widths.
+    `decoder_bits` 32, 16, 8 or 4 and `vision_bits` 32, 16 or 8 are the widths of the
+    weights; `suffixes` says them in the names of the files, and goes on where an earlier call
+    has ended: what has its name is whole. Raises ModelCorrupt, NotSupported, and UsageError
+    for other widths.
     """
     for part, bits in (("decoder", decoder_bits), ("vision", vision_bits)):
         if bits not in BITS[part]:
@@ -55,16 +63,30 @@ def export_onnx(
     onnx = target / "onnx"
     onnx.mkdir(parents=True, exist_ok=True)
     decoder = CheckpointDecoder(checkpoint, config, decoder_bits)
-    graph, metadata = decoder_graph(
-        config.text, decoder, attention=attention, last_logits_only=last_logits_only
-    )
-    metadata["edgevlm.bits"] = str(decoder_bits)
-    graph.save(onnx / "decoder_model_merged.onnx", metadata)
-    _embed_graph(config.text, decoder, decoder_bits).save(
-        onnx / "embed_tokens.onnx", {"edgevlm.bits": str(max(decoder_bits, 8))}
-    )
-    graph, metadata = vision_graph(config.vision, checkpoint, config.text.hidden_size, vision_bits)
-    graph.save(onnx / "vision_encoder.onnx", metadata)
+    table_bits = max(decoder_bits, 8)
+    files: list[tuple[str, int, Callable[[], tuple[Graph, dict[str, str]]]]] = [
+        (
+            "decoder_model_merged",
+            decoder_bits,
+            lambda: decoder_graph(
+                config.text, decoder, attention=attention, last_logits_only=last_logits_only
+            ),
+        ),
+        ("embed_tokens", table_bits, lambda: (_embed_graph(config.text, decoder, table_bits), {})),
+        (
+            "vision_encoder",
+            vision_bits,
+            lambda: vision_graph(config.vision, checkpoint, config.text.hidden_size, vision_bits),
+        ),
+    ]
+    for name, bits, build in files:
+        path = onnx / f"{name}{_SUFFIXES[bits] if suffixes else ''}.onnx"
+        if suffixes and path.is_file():
+            continue
+        if progress is not None:
+            progress.note(f"Writing {path.name}")
+        graph, metadata = build()
+        graph.save(path, {**metadata, "edgevlm.bits": str(bits)})
     if not target.samefile(source):
         for name in COPIED:
             if (source / name).is_file():

@@ -118,7 +118,10 @@ class Graph:
         return name
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the file, with `<name>_data` beside it where the weights pass 2 GiB."""
+        """Write the file, with `<name>_data` beside it where the weights pass 2 GiB.
+
+        It has its name once it is whole.
+        """
         n_bytes = sum(array.nbytes for array in self._weights.values())
         if n_bytes <= MAX_INLINE_BYTES:
             tensors = [_inline_tensor(name, array) for name, array in self._weights.items()]
@@ -138,7 +141,9 @@ class Graph:
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         )
         helper.set_model_props(model, dict(sorted(metadata.items())))
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        draft = path.with_name(path.name + ".part")
+        draft.write_bytes(model.SerializeToString(deterministic=True))
+        draft.replace(path)
 
 
 def _element_type(dtype: Any) -> int:
