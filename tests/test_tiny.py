@@ -97,3 +97,27 @@ def test_a_conversation_encodes_the_picture_once() -> None:
 def test_text_alone_still_talks() -> None:
     with Session("edgevlm-tiny") as session:
         assert "paris" in session.ask("What is the capital of France?").text.lower()
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_its_answer_fits_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    kinds = ["food", "animal", "vehicle"]
+    properties = {
+        "object": {"type": "string", "minLength": 1, "maxLength": 30},
+        "kind": {"enum": kinds},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+    }
+    schema.write_text(
+        json.dumps({"type": "object", "properties": properties, "required": list(properties)})
+    )
+    asked = ["chat", "What is this?", "--model", "edgevlm-tiny", "--image", str(PHOTO)]
+    code = run([*asked, "--schema", str(schema), "--json", "--tokens"])
+    reply = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert reply["parsed"] == json.loads(reply["text"])
+    assert 1 <= len(reply["parsed"]["object"]) <= 30
+    assert reply["parsed"]["kind"] in kinds
+    assert len(reply["parsed"]["sizes"]) == 2
+    # What the model would rather have said is told beside what it was let to say.
+    assert any(token["id"] != token["top"][0]["id"] for token in reply["tokens"])

@@ -10,12 +10,17 @@ from typing import Any
 from edgevlm.errors import NotSupported, UsageError
 
 _MAX_CHARACTERS = 128 * 1024
+_COMBINED = {"$ref", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
+_VALUES = {"const", "default", "enum", "examples"}
 _HINT = "Give a JSON Schema (a dict or its JSON text), or a class that pydantic knows."
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON Schema as text, and what reads a finished answer."""
+    """A JSON Schema as text, and what reads a finished answer.
+
+    Objects get the keys that it names and no others, unless it says `additionalProperties`.
+    """
 
     text: str
     read: Callable[[str], Any]
@@ -29,7 +34,7 @@ class Schema:
         if isinstance(given, str):
             return cls(_text_of(_parsed(given)), json.loads)
         if isinstance(given, Mapping):
-            return cls(_text_of(dict(given)), json.loads)
+            return cls(_text_of(given), json.loads)
         return _of_class(given)
 
     def parse(self, text: str) -> Any:
@@ -52,9 +57,9 @@ def _parsed(text: str) -> dict[str, Any]:
     return schema
 
 
-def _text_of(schema: dict[str, Any]) -> str:
+def _text_of(schema: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_closed(dict(schema)), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The schema can't be written as JSON: {error}.", hint=_HINT) from error
     if len(text) > _MAX_CHARACTERS:
@@ -84,16 +89,32 @@ def _of_class(given: Any) -> Schema:
     except (PydanticUserError, NameError, RecursionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(f"pydantic makes no schema of {given!r}: {reason}.", hint=_HINT) from error
-    return Schema(_text_of(_closed(schema)), adapter.validate_json)
+    return Schema(_text_of(schema), adapter.validate_json)
 
 
-def _closed(node: Any) -> Any:
-    """The schema without the keys that a class doesn't have: it would drop them."""
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with objects of the keys it names and no others, where it leaves that open:
+    a model that may go on with keys of its own seldom stops. What fits still fits the whole."""
+    closed: dict[str, Any] = schema if _adds_up(schema) else _close(schema)
+    return closed
+
+
+def _adds_up(node: Any) -> bool:
+    """Whether parts make up one object, which must stay open for one another's keys."""
     if isinstance(node, list):
-        return [_closed(item) for item in node]
+        return any(map(_adds_up, node))
+    if not isinstance(node, dict):
+        return False
+    combined = "properties" in node and not _COMBINED.isdisjoint(node)
+    return "allOf" in node or combined or any(map(_adds_up, node.values()))
+
+
+def _close(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_close(item) for item in node]
     if not isinstance(node, dict):
         return node
-    closed = {key: _closed(value) for key, value in node.items()}
-    if node.get("type") == "object" and isinstance(node.get("properties"), dict):
+    closed = {key: value if key in _VALUES else _close(value) for key, value in node.items()}
+    if isinstance(node.get("properties"), dict):
         closed.setdefault("additionalProperties", False)
     return closed

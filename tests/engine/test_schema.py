@@ -91,12 +91,28 @@ def objects_in(node: Any) -> list[dict[str, Any]]:
     return [node, *inner] if node.get("type") == "object" else inner
 
 
-def test_a_class_has_no_keys_but_its_own() -> None:
+def test_objects_have_no_keys_but_those_named() -> None:
     found = objects_in(json.loads(Schema.of(Scene).text))
     assert len(found) == 3
     assert all(node["additionalProperties"] is False for node in found)
     [free] = objects_in(json.loads(Schema.of(Open).text))
     assert free["additionalProperties"] is True
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}}, {"required": ["c"]}]},
+        {"properties": {"a": {}}, "$ref": "#/$defs/x", "$defs": {"x": {"properties": {"b": {}}}}},
+        {"allOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"properties": {"b": {}}}}},
+        {"const": {"properties": {"a": 1}}},
+        {"enum": [{"properties": {"a": 1}}]},
+    ],
+)
+def test_what_adds_up_stays_open_and_values_stay_values(schema: dict[str, Any]) -> None:
+    assert json.loads(Schema.of(schema).text) == schema
 
 
 def test_what_a_class_refuses_is_no_value() -> None:
