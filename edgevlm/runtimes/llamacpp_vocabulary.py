@@ -8,7 +8,6 @@ also says to a grammar what each token reads.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -118,5 +117,6 @@ class Vocabulary(PieceTokenizer):
         return tokenizer
 
     def _begins_with_space(self) -> bool:
-        """Whether the first word of a text is the same token as a later one."""
-        return self.encode_letters("a") == self.encode_letters(" a")[-1:] != []
+        """Whether a text is read as if a space were before it."""
+        ids = self.encode_letters("a")
+        return bool(ids) and self._texts[ids[0]].startswith(_SPACE)
