@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edgevlm.engine.contract import LanguageModel, LoadOptions, ModelFiles, VisionEncoder
+from edgevlm.errors import NotSupported
 
 if TYPE_CHECKING:
     from edgevlm.engine.contract import Runtime
@@ -23,15 +26,29 @@ class MlxRuntime:
 
     def load_vision(self, files: ModelFiles, options: LoadOptions) -> VisionEncoder:
         """Raises ModelCorrupt, NotSupported, DoesNotFit."""
-        from edgevlm.runtimes.mlx_vision import MlxVisionEncoder
+        with _importing():
+            from edgevlm.runtimes.mlx_vision import MlxVisionEncoder
 
         return MlxVisionEncoder(files, options)
 
     def load_language(self, files: ModelFiles, options: LoadOptions) -> LanguageModel:
         """Raises ModelCorrupt, NotSupported, DoesNotFit."""
-        from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
+        with _importing():
+            from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
 
         return MlxLanguageModel(files, options)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """MLX has a package for each kind of machine, which pip doesn't bring by itself."""
+    try:
+        yield
+    except ImportError as error:
+        raise NotSupported(
+            f"MLX can't be loaded: {error}.",
+            hint="Install it: pip install --upgrade 'edgevlm[mlx]'",
+        ) from error
 
 
 if TYPE_CHECKING:

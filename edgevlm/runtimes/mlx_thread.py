@@ -7,9 +7,12 @@ thread that meets it fails. Sessions come from any thread, so their work is hand
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
@@ -18,16 +21,50 @@ from edgevlm.errors import DoesNotFit, EdgeVLMError, RuntimeFailed
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx")
+
+class _Worker:
+    """A thread that lives until the program ends, and then gives its streams back: the
+    process would be aborted for streams that outlive their thread."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlx", daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
+
+    def submit(self, call: Callable[[], _T]) -> Future[_T]:
+        if not self._thread.is_alive():
+            raise RuntimeError("the program is ending")
+        future: Future[_T] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:  # it belongs to whoever waits
+                future.set_exception(error)
+            # A result or an error held here would keep its arrays until the next call.
+            del item, future, call
+        mx.clear_streams()
+
+    def _end(self) -> None:
+        self._calls.put(None)
+        self._thread.join()
+
+
+_worker = _Worker()
 
 
 def on_mlx_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call `function` there and wait. MLX's own errors become RuntimeFailed."""
     try:
-        return _thread.submit(function, *args, **kwargs).result()
+        return _worker.submit(lambda: function(*args, **kwargs)).result()
     except (EdgeVLMError, MemoryError):
         raise
-    # MLX raises bare ones, and so does a pool whose interpreter is ending.
+    # MLX raises bare ones.
     except (RuntimeError, ValueError) as error:
         raise RuntimeFailed(
             f"MLX failed: {one_line(error)}.",

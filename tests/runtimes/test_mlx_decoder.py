@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,23 @@ def test_a_closed_model_says_so(smolvlm_source: Path) -> None:
         parts.language.new_context()
     with pytest.raises(RuntimeFailed, match="closed"):
         parts.vision.encode(random_picture(), Cancel())
+
+
+def test_the_program_ends_in_peace(smolvlm_source: Path) -> None:
+    """With a step begun ahead; MLX aborts a process whose streams outlive their thread."""
+    code = f"""
+import numpy as np
+from mlx_factory import OPTIONS, mlx_files
+from pathlib import Path
+from edgevlm.engine.cancel import Cancel
+from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
+context = MlxLanguageModel(mlx_files(Path({str(smolvlm_source)!r})), OPTIONS).new_context()
+logits = context.extend([np.arange(9)], Cancel())
+for _ in range(3):
+    logits = context.extend([np.array([logits.argmax()])], Cancel())
+"""
+    tests = str(Path(__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tests, check=False
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from mlx_factory import OPTIONS, MlxParts, mlx_files
 
 from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.runtimes import get_runtime
 from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
@@ -247,11 +250,29 @@ def test_bfloat16_weights_compute_in_float32_without_a_gpu(
 
 
 def test_a_model_without_mlx_files(tmp_path: Path) -> None:
-    from edgevlm.engine.contract import ModelFiles
-
     runtime = get_runtime("mlx")
     assert runtime.unavailable() is None
     with pytest.raises(ModelCorrupt, match="no weights for MLX"):
         runtime.load_language(ModelFiles("other", tmp_path, {}), OPTIONS)
     with pytest.raises(ModelCorrupt, match=r"config\.json can't be read"):
         runtime.load_vision(mlx_files(tmp_path), OPTIONS)
+
+
+def test_mlx_without_its_machine_part(tmp_path: Path) -> None:
+    """As after `pip install mlx-vlm` on Linux."""
+    code = """
+import sys
+from pathlib import Path
+sys.modules["mlx.core"] = None
+from edgevlm.engine.contract import LoadOptions, ModelFiles
+from edgevlm.errors import NotSupported
+from edgevlm.runtimes.mlx import MlxRuntime
+for load in (MlxRuntime().load_language, MlxRuntime().load_vision):
+    try:
+        load(ModelFiles("m", Path("."), {}), LoadOptions(1))
+    except NotSupported as error:
+        print(error.exit_code, error.hint)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    line = "4 Install it: pip install --upgrade 'edgevlm[mlx]'\n"
+    assert found.stdout == 2 * line
