@@ -34,7 +34,7 @@ CONFIGURATION = ("config.json", "preprocessor_config.json")
 # Arrays `layers.{layer}.{part}.A` [in, rank] and `.B` [rank, out], alpha / rank in B.
 Lora: TypeAlias = Mapping[str, NDArray[Any]]
 
-_TENSORS = {
+TENSORS = {
     "q": "attn_q",
     "k": "attn_k",
     "v": "attn_v",
@@ -167,7 +167,7 @@ def read_part(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
     in_features = shape.group_size(next(g for g, parts in GROUPS.items() if part in parts))[0]
     size = (shape.part_size(part), in_features)
-    scales, minima, levels = file.read_q4_1(f"blk.{layer}.{_TENSORS[part]}.weight", size)
+    scales, minima, levels = file.read_q4_1(f"blk.{layer}.{TENSORS[part]}.weight", size)
     order = np.arange(size[0])
     if part in ("q", "k"):
         order = half_rotation_order(size[0], shape.head_dim)
