@@ -210,6 +210,7 @@ def open_video(
                     "codec_whitelist": _DECODERS,
                     "max_pixels": str(limits.max_pixels),
                 },
+                metadata_errors="replace",
                 io_open=_no_other_file,
             )
             stream = _video_stream(container, limits, video_limits, name)
@@ -302,10 +303,10 @@ def _video_stream(
         raise UnreadableMedia(f"{name} has no video stream.", hint="Give another file.")
     stream = streams[0]
     codec = stream.codec_context
-    if codec.codec.name not in _DECODERS.split(","):
+    if codec is None or codec.codec.name not in _DECODERS.split(","):
+        coding = shown(codec.codec.name) if codec else "something unknown"
         raise UnreadableMedia(
-            f"{name} is coded as {shown(codec.codec.name)}, which is not read here.",
-            hint="Save it as an H.264 MP4.",
+            f"{name} is coded as {coding}, which is not read here.", hint="Save it as an H.264 MP4."
         )
     limits.check_pixels((codec.width, codec.height), f"A frame of {name}")
     codec.options = {"max_pixels": str(limits.max_pixels)}

@@ -13,6 +13,7 @@ import pytest
 from smolvlm_factory import make_processor_files
 from smolvlm_reference import Case, Pixels, ids_of, make_case, reference_inputs
 
+from edgevlm.errors import UsageError
 from edgevlm.families import load_family
 from edgevlm.families.base import Turn
 
@@ -135,3 +136,79 @@ def test_no_float_copy_of_a_large_picture(cases: dict[str, Case]) -> None:
         tracemalloc.stop()
     assert image.grid == (3, 4)
     assert peak < 2 * pixels.nbytes
+
+
+def tokens_within(family: Any, pixels: Pixels, budget: int) -> tuple[int, tuple[int, int]]:
+    image = family.preprocess(pixels, "auto", budget)
+    assert image.n_tokens <= budget
+    return image.n_tokens, image.grid
+
+
+@pytest.mark.parametrize(
+    ("size", "grids"),
+    [
+        # 4 tokens a tile; 256 pixels the longest edge, of tiles of 64.
+        ((300, 200), [(4, (0, 0)), (20, (2, 2)), (28, (2, 3)), (52, (3, 4))]),
+        ((200, 300), [(4, (0, 0)), (20, (2, 2)), (28, (3, 2)), (52, (4, 3))]),
+        ((100, 100), [(4, (0, 0)), (20, (2, 2)), (40, (3, 3)), (68, (4, 4))]),
+        ((900, 60), [(4, (0, 0)), (12, (1, 2)), (16, (1, 3)), (20, (1, 4))]),
+    ],
+)
+def test_a_budget_takes_the_most_tiles_that_it_pays(
+    cases: dict[str, Case],
+    picture: Picture,
+    size: tuple[int, int],
+    grids: list[tuple[int, tuple[int, int]]],
+) -> None:
+    family, pixels = cases["smolvlm"].family, picture(*size)
+    for budget in range(4, 80):
+        affordable = [(tokens, grid) for tokens, grid in grids if tokens <= budget]
+        assert tokens_within(family, pixels, budget) == affordable[-1]
+
+
+def test_a_budget_is_a_layout_that_the_model_knows(
+    cases: dict[str, Case], picture: Picture
+) -> None:
+    """The reference, told to enlarge the picture less, cuts the same tiles and writes the same."""
+    case, pixels = cases["smolvlm"], picture(300, 200)
+    for budget, longest_edge in [(51, 192), (28, 192), (27, 128)]:
+        image = case.family.preprocess(pixels, "auto", budget)
+        ids, tiles = reference_inputs(
+            case.reference, [("user", [pixels])], size={"longest_edge": longest_edge}
+        )
+        assert tiles is not None
+        np.testing.assert_allclose(image.pixel_values, tiles, atol=1e-5)
+        assert ids_of(case.family.render([Turn("user", (image,))]), case.image_id) == ids
+
+
+def test_a_budget_that_changes_nothing_changes_no_key(
+    cases: dict[str, Case], picture: Picture
+) -> None:
+    family, pixels = cases["smolvlm"].family, picture(300, 200)
+    assert family.preprocess(pixels, "auto", 1000).key == family.preprocess(pixels).key
+    assert family.preprocess(pixels, "auto", 5).key == family.preprocess(pixels, "low").key
+    keys = {family.preprocess(pixels, "auto", budget).key for budget in (5, 21, 41, 53)}
+    assert len(keys) == 4
+
+
+def test_low_detail_stays_low(cases: dict[str, Case], picture: Picture) -> None:
+    family, pixels = cases["smolvlm"].family, picture(300, 200)
+    assert family.preprocess(pixels, "low", 1000).grid == (0, 0)
+    unsplit = cases["unsplit"].family
+    assert unsplit.preprocess(pixels, "auto", 1000).grid == (0, 0)
+    assert unsplit.preprocess(pixels, "high", 41).grid == (2, 3)
+
+
+def test_pictures_that_are_not_resized_keep_to_a_budget(tmp_path: Path, picture: Picture) -> None:
+    family = load_family(altered(tmp_path / "model", do_resize=False))
+    assert family.preprocess(picture(300, 200), "auto", 4 * 21).grid == (4, 5)
+    assert tokens_within(family, picture(300, 200), 4 * 20) == (4 * 13, (3, 4))
+    assert tokens_within(family, picture(60, 40), 4) == (4, (0, 0))
+
+
+@pytest.mark.parametrize("detail", ["low", "auto", "high"])
+def test_a_budget_below_one_tile_is_refused(
+    cases: dict[str, Case], picture: Picture, detail: Any
+) -> None:
+    with pytest.raises(UsageError, match="at least 4 tokens, more than 3"):
+        cases["smolvlm"].family.preprocess(picture(300, 200), detail, 3)

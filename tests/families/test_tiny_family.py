@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from edgevlm.engine.prompt import ImageInput, ImageSlot
-from edgevlm.errors import ModelCorrupt
+from edgevlm.errors import ModelCorrupt, UsageError
 from edgevlm.families.base import Turn
 from edgevlm.families.tiny import DEFAULT_SYSTEM, TinyFamily
 
@@ -129,6 +129,13 @@ def test_a_picture_is_squashed_whole_and_normalised(family: TinyFamily) -> None:
     assert (image.grid, image.n_tokens, image.pixel_mask) == ((0, 0), 20, None)
     np.testing.assert_allclose(image.pixel_values[0, :, 0], -127 / 128, rtol=1e-6)
     np.testing.assert_allclose(image.pixel_values[0, :, -1], 1, rtol=1e-6)
+
+
+def test_a_budget_pays_for_the_picture_or_is_refused(family: TinyFamily) -> None:
+    whole = family.preprocess(picture())
+    assert family.preprocess(picture(), "high", whole.n_tokens).key == whole.key
+    with pytest.raises(UsageError, match="at least 20 tokens, more than 19"):
+        family.preprocess(picture(), "auto", whole.n_tokens - 1)
 
 
 def test_the_key_tells_pictures_and_preprocessings_apart(family: TinyFamily, folder: Path) -> None:
