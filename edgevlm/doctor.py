@@ -30,6 +30,7 @@ PACKAGES = ("onnxruntime", "numpy", "pillow", "tokenizers", "huggingface_hub", "
 # Of the extras: told where they are, since runtimes say themselves what they lack.
 EXTRAS = ("llama-cpp-python", "mlx", "mlx-vlm", "coremltools", "llguidance", "av")
 HUB_TIMEOUT_S = 5.0
+_LITTLE_MEMORY = 10**9  # bytes: less than the smallest models want
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,23 @@ def installed() -> Iterator[Finding]:
 
 
 def device(settings: Settings) -> Iterator[Finding]:
+    from edgevlm.devices.machine import this_machine
+    from edgevlm.devices.target import memory_left
     from edgevlm.devices.threads import compute_threads
 
+    machine = this_machine(graphics=True)
     threads = settings.threads or compute_threads()
-    yield Finding("device", "processor", "ok", f"{platform.machine()}, {threads} compute threads")
+    named = f"{machine.board or machine.chip}, {machine.arch}, {threads} compute threads"
+    yield Finding("device", "processor", "ok", named)
+    if machine.features:
+        yield Finding("device", "features", "ok", ", ".join(machine.features))
+    left = memory_left(machine)
+    memory = f"{left / 1e9:.1f} GB of {machine.limit / 1e9:.1f} GB are left for a model"
+    tight = left < _LITTLE_MEMORY
+    hint = "Close other programs, or use a small model." if tight else None
+    yield Finding("device", "memory", "note" if tight else "ok", memory, hint)
+    for gpu in machine.gpus:
+        yield Finding("device", "graphics", "ok", gpu.name + (f" ({gpu.api})" if gpu.api else ""))
 
 
 def runtimes() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgevlm.devices.outlook import ThisMachine
 from edgevlm.devices.placement import choose_placement
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
@@ -29,6 +30,7 @@ from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
 from edgevlm.families import known_family, load_family
 from edgevlm.families.base import BringsFamily, Family
+from edgevlm.models.shapes import check_fit, sizes_of
 from edgevlm.models.store import Store
 from edgevlm.runtimes import get_runtime
 from edgevlm.settings import Settings, load_settings
@@ -154,7 +156,10 @@ def load_model(
 
 def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
     store = Store(settings)
-    placement = choose_placement(store.placements(name), runtime)
+    sizes = sizes_of(name, store)
+    outlook = ThisMachine(sizes, settings.home)
+    placement = choose_placement(store.placements(name), runtime, outlook)
+    check_fit(sizes, placement, settings, store.catalog)
     files = store.resolve(name, runtime=str(placement), progress=progress)
     started = time.perf_counter()
     family = known_family(files.folder)

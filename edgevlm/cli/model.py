@@ -31,7 +31,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 2 wrong usage, 3 model not to be had or damaged,
-4 no room on the disk, 130 interrupted (what was fetched is kept).
+4 no room on the disk or in memory, 130 interrupted (what was fetched is kept).
 """
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
@@ -73,14 +73,18 @@ def list_models(everything: bool, as_json: bool) -> None:
 )
 @click.argument("name")
 @_runtime
+@click.option("--force", is_flag=True, help="Even where this machine's memory won't hold it.")
 @_json
-def pull(name: str, runtime: str | None, as_json: bool) -> None:
+def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
     """Fetch a model, go on with an unfinished fetch, or mend a damaged one."""
     from edgevlm.cli.progress import progress
     from edgevlm.models.disk import size_text
 
+    placement = _chosen(name, runtime)
+    if not force:
+        _require_fit(name, placement)
     with progress() as shown:
-        version = _store().pull(name, runtime=_chosen(name, runtime), progress=shown)
+        version = _store().pull(name, runtime=placement, progress=shown)
     if as_json:
         _print_json(_version_json(version))
         return
@@ -181,16 +185,30 @@ def _store() -> Store:
 
 def _chosen(name: str, runtime: str | None) -> str:
     """The placement asked for, which need not run here, or the one that chat would use."""
+    from edgevlm.devices.outlook import ThisMachine
     from edgevlm.devices.placement import choose_placement
+    from edgevlm.models.shapes import sizes_of
     from edgevlm.settings import load_settings
 
-    offers = _store().placements(name)
+    store, settings = _store(), load_settings()
+    offers = store.placements(name)
     if runtime is None:
-        return str(choose_placement(offers, load_settings().runtime))
+        outlook = ThisMachine(sizes_of(name, store), settings.home)
+        return str(choose_placement(offers, settings.runtime, outlook))
     spelled = [str(offer) for offer in offers]
     # A runtime alone means the language model's.
     language = [str(offer) for offer in offers if offer.language == runtime]
     return runtime if runtime in spelled or not language else language[0]
+
+
+def _require_fit(name: str, placement: str) -> None:
+    """Raise DoesNotFit before anything is fetched for nothing."""
+    from edgevlm.engine.placement import Placement
+    from edgevlm.models.shapes import check_fit, sizes_of
+    from edgevlm.settings import load_settings
+
+    store = _store()
+    check_fit(sizes_of(name, store), Placement.parse(placement), load_settings(), store.catalog)
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:

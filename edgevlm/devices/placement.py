@@ -6,12 +6,27 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from edgevlm.engine.placement import Placement
 from edgevlm.errors import EdgeVLMError, NotSupported, UsageError
 from edgevlm.runtimes import get_runtime, installed_runtimes
 
 AUTO = "auto"
+
+
+class Outlook(Protocol):
+    """What is foreseen of a model's placements on a device, this one or another."""
+
+    @property
+    def apple(self) -> bool:
+        """Whether the device has Apple's own chip, and with it MLX's graphics processor."""
+
+    def seconds(self, placement: Placement) -> float | None:
+        """How long a usual answer would take, None where that can't be foreseen."""
+
+    def refusal(self, placement: Placement) -> str | None:
+        """Why the device can't run it, in one line; None where it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +37,19 @@ class Option:
     refused: str | None = None
 
 
-def choose_placement(offers: Sequence[Placement], wanted: str = AUTO) -> Placement:
+def choose_placement(
+    offers: Sequence[Placement], wanted: str = AUTO, outlook: Outlook | None = None
+) -> Placement:
     """Return the best placement that can run here among those a model's files allow.
 
-    `wanted` is `auto`, the name of a runtime, which the language model then has, or a
-    placement as it is spelled. What is asked for by name and can run here is returned even
-    where no files offer it: the store says what is missing. Raises UnknownRuntime, and
-    NotSupported with the reasons where nothing can run here.
+    The best is what answers soonest as `outlook` foresees it, and without one the device's
+    own runtime. `wanted` is `auto`, the name of a runtime, which the language model then
+    has, or a placement as it is spelled. What is asked for by name and can run here is
+    returned even where no files offer it: the store says what is missing. Raises
+    UnknownRuntime, and NotSupported with the reasons where nothing can run here.
     """
     asked = _asked(wanted)
-    options = rank(offers, wanted)
+    options = rank(offers, wanted, outlook)
     for option in options:
         if option.refused is None:
             return option.placement
@@ -50,25 +68,39 @@ def choose_placement(offers: Sequence[Placement], wanted: str = AUTO) -> Placeme
     )
 
 
-def rank(offers: Sequence[Placement], wanted: str = AUTO) -> list[Option]:
+def rank(
+    offers: Sequence[Placement], wanted: str = AUTO, outlook: Outlook | None = None
+) -> list[Option]:
     """The placements that fit what is wanted, the best first, each with its refusal if any."""
     asked = _asked(wanted)
     if asked is not None:
         whole = "+" in wanted
         offers = [p for p in offers if p == asked or (not whole and p.language == asked.language)]
-    return [Option(p, refusal(p)) for p in sorted(offers, key=_preference)]
+    refused = outlook.refusal if outlook is not None else refusal
+    apple = outlook.apple if outlook is not None else _on_apple()
+    options = [Option(p, refused(p)) for p in sorted(offers, key=lambda p: _preference(p, apple))]
+    able = [option.placement for option in options if option.refused is None]
+    # On Apple's chips every speed is an estimate, and those of MLX's rivals no better.
+    if outlook is None or apple or len(able) < 2:
+        return options
+    seconds = {placement: outlook.seconds(placement) for placement in able}
+    if None in seconds.values():
+        return options  # what can't be foreseen can't be compared
+    return sorted(options, key=lambda o: seconds.get(o.placement) or float("inf"))
 
 
 def refusal(placement: Placement) -> str | None:
     """Why a placement can't run on this machine, in one line; None where it can."""
-    for name in dict.fromkeys((placement.language, placement.vision)):
-        try:
-            reason = get_runtime(name).unavailable()
-        except EdgeVLMError as error:
-            reason = error.message.rstrip(".")
-        if reason:
-            return reason
-    return None
+    reasons = map(unavailable, dict.fromkeys((placement.language, placement.vision)))
+    return next((reason for reason in reasons if reason), None)
+
+
+def unavailable(name: str) -> str | None:
+    """Why a runtime can't run on this machine, in one line; None where it can."""
+    try:
+        return get_runtime(name).unavailable()
+    except EdgeVLMError as error:
+        return error.message.rstrip(".")
 
 
 def _asked(wanted: str) -> Placement | None:
@@ -84,9 +116,16 @@ def _asked(wanted: str) -> Placement | None:
     return asked
 
 
-def _preference(placement: Placement) -> tuple[int, int, str]:
-    """One runtime for both parts before two, and the device's own first."""
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+def _preference(placement: Placement, apple: bool) -> tuple[int, int, str]:
+    """The device's own runtime first, and one for both parts before two; on Apple's chips the
+    Neural Engine sees where a model has a package for it."""
     order = ("mlx", "llamacpp", "onnx", "coreml") if apple else ("onnx", "llamacpp", "mlx")
-    ranks = [order.index(r) if r in order else len(order) for r in (placement.language,)]
-    return (ranks[0], int(placement.vision != placement.language), str(placement))
+    language = order.index(placement.language) if placement.language in order else len(order)
+    vision = int(placement.vision != placement.language)
+    if apple and placement == Placement("coreml", "mlx"):
+        vision = -1
+    return (language, vision, str(placement))
+
+
+def _on_apple() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"

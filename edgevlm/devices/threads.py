@@ -29,25 +29,43 @@ def compute_threads() -> int:
 
 def linux_threads(allowed: Iterable[int], root: Path = Path("/")) -> int:
     """The same for the CPUs `allowed` of a Linux machine whose /proc and /sys are under `root`."""
-    cores = len(_fast_cores(frozenset(allowed), root / "sys/devices"))
+    cores, _ = linux_cores(allowed, root)
     quota = _cpu_quota(root)
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
+def linux_cores(allowed: Iterable[int], root: Path = Path("/")) -> tuple[int, int]:
+    """(fast, slow) physical cores among the CPUs `allowed`, whatever the quota."""
+    allowed = frozenset(allowed)
+    devices = root / "sys/devices"
+    return len(_fast_cores(allowed, devices)), len(_slow_cores(allowed, devices))
+
+
 def _fast_cores(allowed: frozenset[int], devices: Path) -> set[object]:
     """One key a physical core: its siblings, or the CPU itself where /sys is silent."""
+    return _physical(_fast_cpus(allowed, devices), devices)
+
+
+def _slow_cores(allowed: frozenset[int], devices: Path) -> set[object]:
+    return _physical(allowed - _fast_cpus(allowed, devices), devices)
+
+
+def _fast_cpus(allowed: frozenset[int], devices: Path) -> frozenset[int]:
     cpus = devices / "system/cpu"
     capacity = {cpu: _number(cpus / f"cpu{cpu}/cpu_capacity") for cpu in allowed}
     fastest = max(capacity.values(), default=0)
-    efficient = _cpu_list(_read(devices / "cpu_atom/cpus"))
+    efficient = _cpu_list(read_text(devices / "cpu_atom/cpus"))
     fast = {cpu for cpu in allowed - efficient if capacity[cpu] >= _SLOW_CORE * fastest}
-    return {
-        _read(cpus / f"cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in fast or allowed
-    }
+    return frozenset(fast) or allowed
+
+
+def _physical(cpus: frozenset[int], devices: Path) -> set[object]:
+    topology = "system/cpu/cpu{}/topology/thread_siblings_list"
+    return {read_text(devices / topology.format(cpu)) or cpu for cpu in cpus}
 
 
 def _number(path: Path) -> int:
-    text = _read(path)
+    text = read_text(path)
     return int(text) if text is not None and text.isdecimal() else 0
 
 
@@ -63,17 +81,22 @@ def _cpu_list(text: str | None) -> frozenset[int]:
 
 def _cpu_quota(root: Path) -> float | None:
     """CPUs' worth of time that the control groups (v2 and v1) grant, None if unlimited."""
-    quotas = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    shares = {2: _quota_v2, 1: _quota_v1}
+    quotas = [shares[version](group) for version, group in control_groups(root, "cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """(version, folder) of every control group that this process is in, and of those above."""
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
             mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-            quotas += [_quota_v2(group) for mount in mounts for group in _upwards(mount, path)]
-        elif "cpu" in controllers.split(","):
-            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/cpu"]
-            quotas += [_quota_v1(group) for mount in mounts for group in _upwards(mount, path)]
-    return min((quota for quota in quotas if quota is not None), default=None)
+            yield from ((2, group) for mount in mounts for group in _upwards(mount, path))
+        elif controller in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
+            yield from ((1, group) for mount in mounts for group in _upwards(mount, path))
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
@@ -85,12 +108,12 @@ def _upwards(mount: Path, path: str) -> Iterator[Path]:
 
 
 def _quota_v2(group: Path) -> float | None:
-    quota, _, period = (_read(group / "cpu.max") or "max").partition(" ")
+    quota, _, period = (read_text(group / "cpu.max") or "max").partition(" ")
     return _share(quota, period)
 
 
 def _quota_v1(group: Path) -> float | None:
-    return _share(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+    return _share(read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us"))
 
 
 def _share(quota: str | None, period: str | None) -> float | None:
@@ -113,7 +136,8 @@ def _macos_performance_cores() -> int | None:
     return None
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """A small file of the kernel's without the blanks around it, None where there is none."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

@@ -112,16 +112,17 @@ def _within(settings: TilingSettings, size: tuple[int, int], budget: int) -> Til
     if not settings.split:
         return settings
     most = budget // settings.tokens
-    if _tile_count(settings, size) <= most:
+    if tile_count(settings, size) <= most:
         return settings
     for side in range((settings.longest_edge or max(size)) // settings.tile, 1, -1):
         smaller = replace(settings, longest_edge=side * settings.tile)
-        if _tile_count(smaller, size) <= most:
+        if tile_count(smaller, size) <= most:
             return smaller
     return replace(settings, split=False)
 
 
-def _tile_count(settings: TilingSettings, size: tuple[int, int]) -> int:
+def tile_count(settings: TilingSettings, size: tuple[int, int]) -> int:
+    """Into how many tiles a picture of (width, height) is cut, the whole one included."""
     if settings.longest_edge is not None:
         size = _with_longest_edge(size, settings.longest_edge)
     width, height = _in_whole_tiles(size, settings.tile)

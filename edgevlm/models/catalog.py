@@ -17,6 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from edgevlm.devices.shape import DecoderShape, ModelShape, VisionShape
 from edgevlm.engine.placement import Placement
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models.names import HubId, check_name, check_path
@@ -46,7 +47,8 @@ class RuntimeFiles:
 
     `quantization` names the numbers of each part ("vision": "fp16"). With `assemble`, the
     files are raw material: that function of ours makes the model's folder out of them,
-    `disk` bytes large, and `edition` counts its changes.
+    `disk` bytes large, and `edition` counts its changes; `weights` then gives the bytes of
+    the parts "decoder", "vision" and "embeddings".
     """
 
     files: tuple[CatalogFile, ...]
@@ -54,6 +56,7 @@ class RuntimeFiles:
     assemble: str | None = None
     disk: int = 0
     edition: int = 1
+    weights: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def download_size(self) -> int:
@@ -76,6 +79,7 @@ class CatalogEntry:
     licence: str
     verified: bool
     runtimes: Mapping[str, RuntimeFiles]
+    shape: ModelShape | None = None
 
     @property
     def placements(self) -> tuple[Placement, ...]:
@@ -149,7 +153,7 @@ def parse_catalog(text: str, *, shipped: bool = False) -> Catalog:
     for name, table in tables.items():
         try:
             entries[check_name(name)] = _entry(name, _Table(table), shipped)
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelCorrupt(f"The model catalog is wrong at {name!r}: {error}.") from error
     return Catalog(entries)
 
@@ -184,16 +188,30 @@ class _Table:
 
 def _entry(name: str, table: _Table, shipped: bool) -> CatalogEntry:
     verified = table.take("verified", bool)
+    context_length = _positive("context_length", table.take("context_length", int))
+    shape = table.take_optional("shape", dict)
     return CatalogEntry(
         name=name,
         title=table.take("title", str),
         family=table.take("family", str),
         base=table.take("base", str),
         parameters=_positive("parameters", table.take("parameters", int)),
-        context_length=_positive("context_length", table.take("context_length", int)),
+        context_length=context_length,
         licence=table.take("licence", str),
         verified=verified,
         runtimes=table.take_rest(lambda key, rest: _runtime(key, rest, verified, shipped)),
+        shape=None if shape is None else _shape(shape, context_length),
+    )
+
+
+def _shape(table: dict[str, Any], context_length: int) -> ModelShape:
+    """Sizes from the model's own config.json; of a vision tower that is no ViT its costs."""
+    vision = dict(table.get("vision", {}))
+    make = VisionShape if "flops" in vision else VisionShape.transformer
+    return ModelShape(
+        decoder=DecoderShape(**table["decoder"]),
+        vision=make(**vision) if vision else None,
+        context_length=context_length,
     )
 
 
@@ -207,6 +225,7 @@ def _runtime(name: str, table: _Table, verified: bool, shipped: bool) -> Runtime
         assemble=_assembler(table.take_optional("assemble", str), shipped),
         disk=table.take("disk", int, 0),
         edition=_positive("edition", table.take("edition", int, 1)),
+        weights={str(k): int(v) for k, v in table.take("weights", dict, {}).items()},
     )
     table.end()
     paths = [file.path.lower() for file in runtime.files]

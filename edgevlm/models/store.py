@@ -74,7 +74,7 @@ class Store:
         """
         target = find_target(name, self.catalog)
         if isinstance(target, Path):
-            return _offered(_paths_in(target), str(target))
+            return _offered(paths_in(target), str(target))
         if isinstance(target, CatalogEntry):
             return target.placements
         here = [v.runtime for v in self.list() if v.folder.parent.parent.name == target.key]
@@ -344,7 +344,7 @@ def _model_files(version: Published) -> ModelFiles:
 def _local(folder: Path, runtime: str) -> ModelFiles:
     from edgevlm.engine.contract import ModelFiles
 
-    layout = discover(_paths_in(folder), runtime, str(folder))
+    layout = discover(paths_in(folder), runtime, str(folder))
     return ModelFiles(
         name=folder.name,
         folder=folder,
@@ -360,7 +360,7 @@ def _offered(paths: Collection[str], what: str) -> tuple[Placement, ...]:
     return found
 
 
-def _paths_in(folder: Path) -> frozenset[str]:
+def paths_in(folder: Path) -> frozenset[str]:
     """The files that may belong to a model: at the top, and in the folders of runtimes."""
     paths = [*folder.glob("*"), *folder.glob("onnx/*"), *folder.glob("mlx/*")]
     paths += folder.glob("coreml/**/*")

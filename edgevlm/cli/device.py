@@ -1,0 +1,318 @@
+"""`edgevlm device`: what this machine is, other devices, and where a model would run."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevlm.errors import DoesNotFit, EdgeVLMError, NotSupported, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgevlm.devices.outlook import OtherDevice, ThisMachine
+    from edgevlm.devices.plan import Candidate, DevicePlan
+    from edgevlm.engine.placement import Placement
+    from edgevlm.models.store import Store
+
+EPILOG = """\b
+Examples:
+  edgevlm device show                          this machine, and what can run on it
+  edgevlm device list                          devices that a plan can be made for
+  edgevlm device plan                          where the default model would run here
+  edgevlm device plan --model smolvlm2-2.2b --profile raspberry-pi-5-8gb
+
+\b
+Exit codes: 0 done, 2 wrong usage, 3 no such model, 4 nothing can run or fits there.
+"""
+_TEXT_TOKENS = 40  # a question and the layout around it
+_MARKUP_TOKENS = 3  # around each tile
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+
+
+@click.group(epilog=EPILOG)
+def device() -> None:
+    """Show this machine, and plan where a model runs."""
+
+
+def _command(
+    name: str, *examples: str, short: str | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
+    lines = "\n".join(f"  edgevlm device {name}{' ' if e else ''}{e}" for e in examples)
+    return device.command(name, epilog=f"\b\nExamples:\n{lines}\n", short_help=short)
+
+
+@_command("show", "", "--json", short="Show this machine and its runtimes.")
+@_json
+def show(as_json: bool) -> None:
+    """Show this machine: processor, memory and its limits, graphics, runtimes."""
+    from edgevlm.devices.machine import this_machine
+    from edgevlm.devices.measure import measured
+    from edgevlm.devices.target import memory_left
+    from edgevlm.devices.threads import compute_threads
+    from edgevlm.settings import load_settings
+
+    machine = this_machine(graphics=True)
+    threads = compute_threads()
+    speed = measured(load_settings().home, machine.fingerprint, threads)
+    runtimes = _runtimes()
+    if as_json:
+        document = {
+            **machine.to_dict(),
+            "memory_for_a_model": memory_left(machine),
+            "compute_threads": threads,
+            "measured": {"gflops": speed.gflops, "bandwidth": speed.bandwidth},
+            "runtimes": {name: {"unavailable": why} for name, why in runtimes.items()},
+        }
+        click.echo(json.dumps(document, ensure_ascii=False))
+        return
+    cores = f"{machine.performance_cores} cores"
+    if machine.efficiency_cores:
+        cores += f" and {machine.efficiency_cores} efficiency cores"
+    click.echo(machine.board or machine.chip)
+    click.echo(f"  processor  {machine.chip} ({machine.arch}), {cores}")
+    click.echo(f"  features   {', '.join(machine.features) or 'none known'}")
+    click.echo(
+        f"  speed      {speed.gflops:.0f} GFLOPS in float32, {speed.bandwidth:.0f} GB/s,"
+        f" measured on {threads} threads"
+    )
+    limited = machine.limit < machine.total
+    limit = f", of which this process may have {_gb(machine.limit)}" if limited else ""
+    click.echo(f"  memory     {_gb(machine.total)}{limit}")
+    click.echo(f"             {_gb(memory_left(machine))} left for a model now")
+    if machine.gpu_limit:
+        click.echo(f"             {_gb(machine.gpu_limit)} of it at most on graphics")
+    for gpu in machine.gpus:
+        cores = f", {gpu.cores} cores" if gpu.cores else ""
+        memory = f", {_gb(gpu.memory)}" if gpu.memory else ""
+        click.echo(f"  graphics   {gpu.name}{cores}{memory}" + (f" ({gpu.api})" if gpu.api else ""))
+    if not machine.gpus:
+        click.echo("  graphics   none found")
+    if machine.neural_engine:
+        click.echo("  neural     Apple Neural Engine")
+    for name, why in runtimes.items():
+        click.echo(f"  runtime    {name}: {why or 'can run'}")
+
+
+@_command("list", "", "--json", short="List the devices that are known.")
+@_json
+def list_devices(as_json: bool) -> None:
+    """List the devices whose published figures a plan can be made with."""
+    from edgevlm.devices.profiles import load_profiles
+
+    profiles = load_profiles()
+    if as_json:
+        rows = [
+            {
+                "name": p.name,
+                "title": p.title,
+                "kind": p.kind,
+                "chip": p.chip,
+                "runtimes": list(p.runtimes),
+                "figures": {
+                    key: {"value": figure.value, "source": p.sources[figure.source]}
+                    for key, figure in p.figures.items()
+                },
+            }
+            for p in profiles.values()
+        ]
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    table = _table("name", "device", "for a model", "GB/s")
+    for profile in profiles.values():
+        memory = _gb(profile.for_one_app)
+        table.add_row(profile.name, profile.title, memory, f"{profile.bandwidth:.0f}")
+    _print(table)
+
+
+@_command(
+    *("plan", "--model smolvlm2-2.2b", "--profile apple-m4 --model smolvlm2-500m"),
+    *("--context 2048 --image-size 1920x1080 --images 3", "--runtime llamacpp --json"),
+    short="Say where a model runs, if it fits, and how fast.",
+)
+@click.option("--model", "name", metavar="M", help="Name, hub id or folder; else the default's.")
+@click.option("--profile", metavar="NAME", help="Another device than this one: `device list`.")
+@click.option("--runtime", metavar="R", help="Only placements of this runtime.")
+@click.option(
+    "--context", type=click.IntRange(min=1), metavar="N", help="Tokens; else the model's."
+)
+@click.option("--image-size", default="1024x768", show_default=True, metavar="WxH")
+@click.option("--images", type=click.IntRange(min=0), default=1, show_default=True, metavar="N")
+@_json
+def plan(
+    name: str | None,
+    profile: str | None,
+    runtime: str | None,
+    context: int | None,
+    image_size: str,
+    images: int,
+    as_json: bool,
+) -> None:
+    """Say where a model would run, whether it fits, how fast it answers, and why not elsewhere.
+
+    Nothing is downloaded. Predicted are the peak memory of the process when the context is
+    full, the first token of a question about the pictures, and tokens a second after it.
+    """
+    from edgevlm.devices.plan import make_plan
+    from edgevlm.model import DEFAULT
+    from edgevlm.models.shapes import sizes_of
+    from edgevlm.models.store import Store
+    from edgevlm.settings import load_settings
+
+    settings = load_settings()
+    store = Store(settings)
+    name = name or (DEFAULT if settings.model == "auto" else settings.model)
+    sizes = sizes_of(name, store)
+    if sizes.shape is None:
+        raise NotSupported(
+            f"The sizes of {name} are not known before it is here.",
+            hint=f"`edgevlm model pull {name}` fetches it; then a plan can be made.",
+        )
+    offers = store.placements(name)
+    outlook = _outlook(sizes, profile, settings.home)
+    width, height = _size(image_size)
+    work = _work(sizes.shape, images, width, height, context or settings.context_length)
+    made = make_plan(
+        outlook, offers, work, runtime or settings.runtime, _unpublished(outlook, offers)
+    )
+    largest = None if made.chosen else _largest(outlook, store, work.context)
+    if as_json:
+        click.echo(json.dumps({**made.to_dict(), "largest_that_fits": largest}))
+    else:
+        _describe(made)
+    if made.chosen is None:
+        raise _nothing(made, largest)
+
+
+def _outlook(sizes: Any, profile: str | None, home: Any) -> ThisMachine | OtherDevice:
+    from edgevlm.devices.outlook import OtherDevice, ThisMachine
+    from edgevlm.devices.profiles import find_profile
+
+    return OtherDevice(sizes, find_profile(profile)) if profile else ThisMachine(sizes, home)
+
+
+def _work(shape: Any, images: int, width: int, height: int, context: int | None) -> Any:
+    from edgevlm.devices.shape import Workload
+    from edgevlm.models.shapes import picture_tiles
+
+    vision = shape.vision
+    tiles = images * picture_tiles(vision, width, height) if vision else 0
+    tokens = tiles * (vision.tokens + _MARKUP_TOKENS) if vision else 0
+    longest = min(context or shape.context_length, shape.context_length)
+    if tokens + _TEXT_TOKENS >= longest:
+        raise UsageError(
+            f"{images} pictures of {width}x{height} are {tokens} tokens, the context holds"
+            f" {longest}.",
+            hint="Plan with fewer or smaller pictures, or a longer --context.",
+        )
+    return Workload(prompt=tokens + _TEXT_TOKENS, tiles=tiles, new=60, context=longest)
+
+
+def _unpublished(
+    outlook: ThisMachine | OtherDevice, offers: tuple[Placement, ...]
+) -> list[Placement]:
+    """Runtimes of the device for which the model has no files."""
+    from edgevlm.engine.placement import Placement
+    from edgevlm.runtimes import installed_runtimes
+
+    names = dict.fromkeys(["mlx", "coreml", "llamacpp", "onnx", *installed_runtimes()])
+    whole = [Placement(name, name) for name in names]
+    language = {offer.language for offer in offers}
+    return [p for p in whole if p.language not in language and outlook.refusal(p) is None]
+
+
+def _largest(outlook: ThisMachine | OtherDevice, store: Store, context: int) -> str | None:
+    from edgevlm.devices.plan import largest_that_fits
+    from edgevlm.models.shapes import wanted_by_catalog
+
+    wanted = wanted_by_catalog(store.catalog, lambda p: outlook.refusal(p) is None, context)
+    return largest_that_fits(wanted, outlook.target.memory)
+
+
+def _nothing(made: DevicePlan, largest: str | None) -> EdgeVLMError:
+    if any(each.fits is False for each in made.rejected):
+        hint = f"{largest} is the largest model that would fit." if largest else None
+        return DoesNotFit(f"{made.model} does not fit on {made.device}.", hint=hint)
+    return NotSupported(
+        f"{made.model} can't run on {made.device} as it is published.",
+        hint="`edgevlm model convert` makes files for other runtimes.",
+    )
+
+
+def _describe(made: DevicePlan) -> None:
+    work = made.work
+    click.echo(f"{made.model} on {made.device}")
+    click.echo(
+        f"  a question of {work.prompt} tokens ({work.tiles} tiles of pictures),"
+        f" context {work.context}"
+    )
+    if made.chosen is not None:
+        _describe_chosen(made.chosen, made.memory)
+    if made.rejected:
+        click.echo("  not chosen")
+    for each in made.rejected:
+        speed = ""
+        if each.timing is not None and each.memory is not None:
+            speed = f" [{_gb(each.memory.total)}, {each.timing.tokens_per_second:.0f} tok/s]"
+        click.echo(f"    {each.placement}: {each.refused}{speed}")
+
+
+def _describe_chosen(chosen: Candidate, room: int) -> None:
+    click.echo(f"  runs on    {chosen.placement}")
+    if chosen.memory is not None:
+        parts = chosen.memory
+        click.echo(f"  memory     {_gb(parts.total)} of {_gb(room)} that are left for it")
+        click.echo(f"             {_gb(parts.weights)} weights, {_gb(parts.cache)} KV cache,")
+        click.echo(
+            f"             {_gb(parts.activations)} activations, {_gb(parts.runtime)} runtime"
+        )
+    if chosen.timing is not None:
+        timing = chosen.timing
+        click.echo(
+            f"  first      token after {timing.first_token:.2f} s"
+            f" ({timing.vision:.2f} s pictures, {timing.prefill:.2f} s prompt)"
+        )
+        click.echo(f"  then       {timing.tokens_per_second:.1f} tokens a second")
+        if timing.estimated:
+            click.echo("             (estimated: this runtime was not measured on such a device)")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
+    if match is None or "0" in (match[1].strip("0") or "0", match[2].strip("0") or "0"):
+        raise UsageError(f"{text!r} is no size of a picture.", hint="Write it as 1024x768.")
+    return int(match[1]), int(match[2])
+
+
+def _runtimes() -> dict[str, str | None]:
+    """Why each runtime can't run, None where it can."""
+    from edgevlm.devices.placement import unavailable
+    from edgevlm.runtimes import installed_runtimes
+
+    return {name: unavailable(name) for name in installed_runtimes()}
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, highlight=False, markup=False).print(table)
