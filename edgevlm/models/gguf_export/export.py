@@ -56,10 +56,11 @@ def export_gguf(
                 f"Writing GGUF files needs the package {package}.",
                 hint=f"pip install 'edgevlm[{extra}]'",
             )
+    from edgevlm.models.gguf_export.quantizer import tensor_types
     from edgevlm.models.gguf_export.stages import Stages
 
     stages = Stages(source, target, name or source.resolve().name, progress or Silent())
     vision_encoder = stages.vision_encoder(vision_bits)
     decoder = stages.decoder(quantize)
     stages.copy_configuration()
-    return GgufExport(decoder, vision_encoder, stages.types(decoder))
+    return GgufExport(decoder, vision_encoder, tensor_types(decoder))

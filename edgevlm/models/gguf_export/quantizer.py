@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gguf
-import llama_cpp
 
 from edgevlm.devices.threads import compute_threads
 from edgevlm.errors import RuntimeFailed
 from edgevlm.models.disk import sync_file, sync_folder
 from edgevlm.models.progress import Progress
+from edgevlm.runtimes.llamacpp_library import errors, llama, reason
 
 FILE_TYPES = {
-    "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,
-    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
-    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
-    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "f32": llama.LLAMA_FTYPE_ALL_F32,
+    "f16": llama.LLAMA_FTYPE_MOSTLY_F16,
+    "q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_1": llama.LLAMA_FTYPE_MOSTLY_Q4_1,
+    "q4_k_m": llama.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
-_ERROR = 3
 _STEP = re.compile(rb"^\[\s*(\d+)/\s*(\d+)\]")
 
 
 def quantize(wide: Path, path: Path, kind: str, progress: Progress) -> None:
-    """Write `path` from the GGUF file `wide`, whole or not at all. Raises RuntimeFailed.
-
-    llama.cpp says which tensor it is at in its log, and nowhere else: that moves the bar.
-    """
+    """Write `path` from the GGUF file `wide`, whole or not at all. Raises RuntimeFailed."""
     draft = path.with_name(path.name + ".part")
-    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[kind]
     parameters.nthread = compute_threads()
-    progress.start(wide.stat().st_size, f"quantizing {path.name}")
-    said: list[str] = []
+    total, done = wide.stat().st_size, 0
+
+    def step(number: int, count: int) -> None:
+        nonlocal done
+        progress.advance(total * number // count - done)
+        done = total * number // count
+
+    progress.start(total, f"quantizing {path.name}")
     try:
-        with _listening(_Bar(wide.stat().st_size, progress, said)):
-            failed = llama_cpp.llama_model_quantize(bytes(wide), bytes(draft), parameters)
+        with errors() as lines, _told_of_steps(step):
+            failed = llama.llama_model_quantize(os.fsencode(wide), os.fsencode(draft), parameters)
         if failed:
-            why = said[-1] if said else f"it gave {failed}"
-            raise RuntimeFailed(f"llama.cpp could not write {path.name}: {why}.")
+            raise RuntimeFailed(
+                f"llama.cpp could not write {path.name}: {reason(lines)}.",
+                hint="Check that the disk has room; if it has, please report this.",
+            )
         sync_file(draft)
         draft.replace(path)
         sync_folder(path.parent)
@@ -56,34 +60,35 @@ def quantize(wide: Path, path: Path, kind: str, progress: Progress) -> None:
     progress.finish()
 
 
-class _Bar:
-    """Moves by the steps that llama.cpp logs, and keeps its complaints."""
-
-    def __init__(self, total: int, progress: Progress, complaints: list[str]) -> None:
-        self._total, self._progress, self._complaints = total, progress, complaints
-        self._done = 0
-
-    def __call__(self, level: int, text: bytes, _: object) -> None:
-        step = _STEP.match(text)
-        if step:
-            done = self._total * int(step[1]) // int(step[2])
-            self._progress.advance(done - self._done)
-            self._done = done
-        elif level == _ERROR:
-            self._complaints.append(text.decode(errors="replace").strip().rstrip("."))
-
-
 @contextmanager
-def _listening(listener: Callable[[int, bytes, Any], None]) -> Iterator[None]:
-    """Within the block llama.cpp's log goes to `listener`, after it to where it went before."""
-    before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
-    callback = llama_cpp.llama_log_callback(listener)
-    llama_cpp.llama_log_set(callback, None)
+def _told_of_steps(step: Callable[[int, int], None]) -> Iterator[None]:
+    """Within the block `step(number, count)` is called for each tensor; what it raises comes
+    out at the end, since nothing stops the quantizer.
+
+    llama.cpp says where it is in its log, and nowhere else.
+    """
+    raised: list[BaseException] = []
+    before, data = llama.llama_log_callback(), ctypes.c_void_p()
+    llama.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+
+    def listen(level: int, text: bytes, _: object) -> None:
+        found = _STEP.match(text)
+        if not found:
+            before(level, text, data)
+        elif not raised:
+            try:
+                step(int(found[1]), int(found[2]))
+            except BaseException as error:
+                raised.append(error)
+
+    callback = llama.llama_log_callback(listen)
+    llama.llama_log_set(callback, None)
     try:
         yield
     finally:
-        llama_cpp.llama_log_set(before, data)
+        llama.llama_log_set(before, data)
+    if raised:
+        raise raised[0]
 
 
 def tensor_types(path: Path) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from edgevlm.families.config_files import read_chat_template
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.disk import disk_errors, require_space
 from edgevlm.models.gguf_export import decoder, vision
-from edgevlm.models.gguf_export.quantizer import FILE_TYPES, quantize, tensor_types
+from edgevlm.models.gguf_export.quantizer import FILE_TYPES, quantize
 from edgevlm.models.gguf_export.vocabulary import tokenizer_metadata
 from edgevlm.models.gguf_export.writer import TensorPlan, Value, Width, write_gguf
 from edgevlm.models.layouts.base import configuration
@@ -69,9 +69,6 @@ class Stages:
         with disk_errors(self._target):
             for name in configuration([path.name for path in self._source.iterdir()]):
                 shutil.copyfile(self._source / name, self._target / name)
-
-    def types(self, path: Path) -> Mapping[str, int]:
-        return tensor_types(path)
 
     def _write_decoder(self, path: Path, width: Width) -> None:
         text = self._config.text
