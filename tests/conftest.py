@@ -69,3 +69,13 @@ def smolvlm(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("smolvlm-onnx")
     export_onnx(smolvlm_source, folder, decoder_bits=32, vision_bits=32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smolvlm_coreml(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as Core ML packages at 16 bits, for `coreml_interpreter` to run."""
+    from edgevlm.models.coreml_export import export_coreml
+
+    folder = tmp_path_factory.mktemp("smolvlm-coreml")
+    export_coreml(smolvlm_source, folder, bits=16, context_length=1024)
+    return folder

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from edgevlm.errors import RuntimeFailed
 from edgevlm.runtimes.coreml_package import refusal
 
+# Unlike `np.load` it opens nothing but an array of plain numbers.
+_open_memmap: Any = np.lib.format.open_memmap
+
 
 class EmbeddingTable:
     """`embed_tokens.npy`: fp16 [n_vocab, d_model], or [n_vocab] records of int8 `values`
@@ -19,12 +22,12 @@ class EmbeddingTable:
     def __init__(self, path: Path, d_model: int) -> None:
         """Raises ModelCorrupt."""
         try:
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            table: NDArray[Any] = _open_memmap(path, mode="r")
         except (OSError, ValueError, EOFError, OverflowError) as error:
             raise refusal(path, "it is not a whole table of numbers") from error
-        if not isinstance(table, np.ndarray) or not _is_table(table, d_model):
+        if not _is_table(table, d_model):
             raise refusal(path, f"it has no rows of {d_model} numbers")
-        self._table: NDArray[Any] = table
+        self._table = table
 
     def look_up(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
         """The rows [n, d_model] of ids [n]. Raises RuntimeFailed for an id beyond the table."""
@@ -43,7 +46,7 @@ class EmbeddingTable:
 
 
 def _is_table(table: NDArray[Any], d_model: int) -> bool:
-    if not len(table.shape) or not table.shape[0]:
+    if not table.size:
         return False
     if table.dtype.names is None:
         return table.dtype == np.float16 and table.shape[1:] == (d_model,)
