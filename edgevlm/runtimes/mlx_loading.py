@@ -45,9 +45,16 @@ class Loaded:
 
 
 def load(files: ModelFiles) -> Loaded:
+    """`load_folder`, in the float type that suits this machine. Raises what that does."""
+    loaded = load_folder(model_folder(files))
+    if not on_metal():
+        loaded.model.set_dtype(mx.float32)
+    return loaded
+
+
+def load_folder(folder: Path) -> Loaded:
     """Raises ModelCorrupt naming a tensor that is missing, superfluous or misshapen, and
     NotSupported for an architecture that mlx-vlm does not have."""
-    folder = model_folder(files)
     config = read_config(folder)
     architecture = find_architecture(config)
     with _wrong_files(folder):
@@ -55,8 +62,6 @@ def load(files: ModelFiles) -> Loaded:
         weights = _sanitized(architecture, model, _read_weights(folder))
         _tie_head(weights, text_config(config), config)
         _install(model, config, weights, folder)
-    if not on_metal():
-        model.set_dtype(mx.float32)
     model.eval()
     return Loaded(folder, config, model)
 
