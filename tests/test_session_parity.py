@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from smolvlm_factory import load_reference
+from video_factory import make_video
 
 from edgevlm import Session
 from edgevlm.engine.prompt import ImageSlot, Prompt
@@ -134,3 +135,9 @@ def test_three_turns_with_one_encoding(
         assert after.usage.cached_tokens >= before.usage.prompt_tokens - 1
     for reply, prompt in zip(replies, prompts, strict=True):
         agree(reply, prompt, reference)
+
+
+def test_a_video(session: Session, prompts: list[Prompt], reference: Reference) -> None:
+    reply = session.ask("What happens?", video=make_video(frames=50, fps=10), max_tokens=32)
+    assert len(prompts[-1].images) == 5
+    agree(reply, prompts[-1], reference)

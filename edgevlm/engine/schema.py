@@ -116,5 +116,6 @@ def _close(node: Any) -> Any:
         return node
     closed = {key: value if key in _VALUES else _close(value) for key, value in node.items()}
     if isinstance(node.get("properties"), dict):
+        closed.setdefault("type", "object")
         closed.setdefault("additionalProperties", False)
     return closed

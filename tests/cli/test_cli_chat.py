@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from video_factory import make_video
 
 from edgevlm.cli import run
 
@@ -279,6 +280,72 @@ def test_an_empty_question_is_refused_before_a_model_is_looked_for(
     code, _, err = chat(" ", model="nobody-has-this")
     assert code == 2
     assert "no question" in err
+
+
+def test_a_video(chat: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(make_video(frames=40, fps=10))
+    code, out, err = chat("What happens?", "--video", str(clip), "--json", "--max-tokens", "2")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["usage"]["image_tokens"] == 4 * 4
+
+
+def test_a_budget_of_image_tokens(
+    chat: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    photo = tmp_path / "large.png"
+    Image.new("RGB", (300, 200)).save(photo)
+    asked = ("--image", str(photo), "--json", "--max-tokens", "1")
+    _, whole, _ = chat(*asked)
+    _, bounded, _ = chat(*asked, "--image-tokens", "30")
+    assert json.loads(whole)["usage"]["image_tokens"] == 52
+    assert json.loads(bounded)["usage"]["image_tokens"] == 28
+    code, out, err = chat(*asked, "--image-tokens", "3")
+    _is_one_clear_error(err)
+    assert (code, out) == (2, "")
+    assert "at least 4 tokens" in err
+
+
+def test_an_answer_in_a_schema(chat: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}')
+    code, out, err = chat("How many?", "--schema", str(schema))
+    assert (code, err) == (0, "")
+    assert json.loads(out)["n"] in (1, 2)
+    _, out, _ = chat("How many?", "--schema", str(schema), "--json")
+    assert json.loads(out)["parsed"] == json.loads(json.loads(out)["text"])
+    _, out, _ = chat("How many?", "--schema", str(schema), "--json", "--max-tokens", "1")
+    cut = json.loads(out)
+    assert (cut["finish_reason"], cut["parsed"]) == ("length", None)
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "match"),
+    [
+        ("--schema", None, "no file"),
+        ("--schema", b"{", "not JSON"),
+        ("--schema", b"\xff\xfe", "not a text"),
+        ("--schema", b'{"type": "strin"}', "strin"),
+        ("--schema", b"[" * 100_000, "not JSON"),
+        ("--video", None, "no file"),
+        ("--video", b"hello", "not a video"),
+        ("--video", make_video()[:300], "can't be decoded"),
+    ],
+)
+def test_a_bad_schema_or_video_is_refused_before_a_model_is_looked_for(
+    chat: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    option: str,
+    content: bytes | None,
+    match: str,
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = chat("What?", option, str(path), model="nobody-has-this")
+    _is_one_clear_error(err)
+    assert (code, out) == (2, "")
+    assert match in err
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from video_factory import make_video
 
 from edgevlm import Session
 from edgevlm.cli.conversation import converse
@@ -54,3 +55,37 @@ def test_a_picture_is_found_under_the_name_that_a_terminal_pastes(
     out, err = capsys.readouterr()
     assert out.count("Shown with your next question.") == 3
     assert err.count("error: There is no file") == 1
+
+
+def test_a_video_and_how_finely_to_look(
+    smolvlm: Path, tmp_path: Path, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, photo = tmp_path / "clip.mp4", tmp_path / "photo.png"
+    clip.write_bytes(make_video(frames=30))
+    Image.new("RGB", (300, 200)).save(photo)
+    typed(
+        *("/video", "/video nowhere.mp4", f"/video {photo}", f"/video '{clip}'", "What happens?"),
+        *("/detail", "/detail ultra", "/detail low", f"/image {photo}", "What is it?"),
+    )
+    with Session(str(smolvlm)) as session:
+        converse(session, Session, [], {"max_tokens": 2, "detail": "auto"})
+        shown = [
+            part for turn in session._turns for part in turn.content if not isinstance(part, str)
+        ]
+    out, err = capsys.readouterr()
+    grids = [part.grid for part in parts if not isinstance(part, str)]
+    assert grids == [(0, 0)] * 4  # three frames and the picture
+    assert err.count("error: ") == 4
+    assert "auto\nlow\n" in out
+
+
+def test_a_video_on_the_command_line_is_described_first(
+    smolvlm: Path, tmp_path: Path, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(make_video(frames=30))
+    typed()
+    with Session(str(smolvlm)) as session:
+        converse(session, Session, [], {"max_tokens": 2}, str(clip))
+        assert session._turns[0].content[-1] == "Describe this video."
+    assert capsys.readouterr().err.count("first token") == 1

@@ -99,6 +99,11 @@ def test_objects_have_no_keys_but_those_named() -> None:
     assert free["additionalProperties"] is True
 
 
+def test_what_names_properties_is_an_object() -> None:
+    schema = json.loads(Schema.of({"properties": {"a": {"type": "null"}}}).text)
+    assert (schema["type"], schema["additionalProperties"]) == ("object", False)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
