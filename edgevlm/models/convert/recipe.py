@@ -109,7 +109,7 @@ class Recipe:
         export: Callable[..., object] = getattr(import_module(module), function)
         options: dict[str, object] = {"bits": self.bits}
         if self.runtime == "onnx":
-            options = {"decoder_bits": self.bits, "suffixes": True}
+            options = {"decoder_bits": self.bits, "exact": True, "suffixes": True}
         elif self.quantize is not None:
             options = {"quantize": self.quantize}
         export(source, target, vision_bits=self.vision_bits, progress=progress, **options)

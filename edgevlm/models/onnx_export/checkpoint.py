@@ -9,7 +9,13 @@ from edgevlm.errors import ModelCorrupt
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.llama import GROUPS, rotary_tables
 from edgevlm.models.onnx_export.graph import Graph
-from edgevlm.models.onnx_export.linear import linear
+from edgevlm.models.onnx_export.linear import (
+    FLOAT_ACTIVATIONS,
+    INT8_ACTIVATIONS,
+    head_int8,
+    linear,
+)
+from edgevlm.models.onnx_export.quantize import BLOCK, quantize_blocks
 from edgevlm.models.vlm_config import ModelConfig
 
 PARTS = {
@@ -24,13 +30,16 @@ PARTS = {
 
 
 class CheckpointDecoder:
-    """Implements `DecoderWeights` for a checkpoint, at 32, 8 or 4 bits.
+    """Implements `DecoderWeights` for a checkpoint, at 32, 16, 8 or 4 bits.
 
     Below 8 bits the output head stays at 8, which costs little and decides the tokens.
+    With `exact` activations are not rounded where weights have 4 bits.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, bits: int) -> None:
-        self._checkpoint, self._bits = checkpoint, bits
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, bits: int, *, exact: bool = False
+    ) -> None:
+        self._checkpoint, self._bits, self._exact = checkpoint, bits, exact and bits == 4
         self._tied, self._text = config.tie_word_embeddings, config.text
 
     def embeddings(self) -> NDArray[np.float32]:
@@ -56,7 +65,8 @@ class CheckpointDecoder:
             raise ModelCorrupt(f"{prefix} has a bias for some parts of {group} and not for others.")
         bias = np.concatenate(biases) if biases else None
         name = f"layers.{layer}.{group}"
-        return linear(graph, x, name, np.concatenate(weights), bias, self._bits)
+        level = FLOAT_ACTIVATIONS if self._exact else INT8_ACTIVATIONS
+        return linear(graph, x, name, np.concatenate(weights), bias, self._bits, level)
 
     def logits(self, graph: Graph, x: str) -> str:
         head = "lm_head.weight"
@@ -64,7 +74,19 @@ class CheckpointDecoder:
             weight = self.embeddings()
         else:
             weight = self._checkpoint.read(head, (self._text.vocab_size, self._text.hidden_size))
-        return linear(graph, x, "lm_head", weight, bits=max(self._bits, 8))
+        width = self._text.hidden_size
+        if not self._exact or width % BLOCK:
+            return linear(graph, x, "lm_head", weight, bits=max(self._bits, 8))
+        levels, scales = quantize_blocks(weight, 8)
+        return head_int8(
+            graph,
+            x,
+            graph.weight("lm_head.weight.levels", levels),
+            graph.weight("lm_head.weight.scales", scales),
+            width=width,
+            n_vocab=self._text.vocab_size,
+            exact=True,
+        )
 
     def rotary(self, graph: Graph) -> tuple[str, str]:
         cos, sin = rotary_tables(self._text)

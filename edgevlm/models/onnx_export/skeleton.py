@@ -13,7 +13,13 @@ import numpy as np
 from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export.decoder import decoder_graph
 from edgevlm.models.onnx_export.graph import Graph
-from edgevlm.models.onnx_export.linear import INT8_ACTIVATIONS, embedding_int8, matmul_nbits
+from edgevlm.models.onnx_export.linear import (
+    FLOAT_ACTIVATIONS,
+    INT8_ACTIVATIONS,
+    embedding_int8,
+    head_int8,
+    matmul_nbits,
+)
 from edgevlm.models.tiny import WEIGHTS_NAME
 from edgevlm.models.tiny_layout import Ranks, block_sums_name, group_rank, weights_layout
 
@@ -24,13 +30,16 @@ def write_skeletons(
     folder: Path,
     *,
     accuracy_level: int = INT8_ACTIVATIONS,
+    head_accuracy_level: int | None = None,
     last_logits_only: bool = True,
 ) -> None:
     """Write `embed_tokens.onnx` and `decoder_model_merged.onnx` into `folder`.
 
-    `accuracy_level` 4 is for use; 1 keeps activations at 32 bits, for comparison.
+    `accuracy_level` 4 rounds activations to 8 bits, 1 keeps them at 32. For the head the same,
+    unless `head_accuracy_level` is 4 beside it: then the likeliest logits are computed again
+    with activations as they are, since its 8-bit weights have no fast kernel for that.
     """
-    weights = SkeletonWeights(shape, ranks, accuracy_level)
+    weights = SkeletonWeights(shape, ranks, accuracy_level, head_accuracy_level)
     graph, metadata = decoder_graph(
         shape, weights, attention="gqa", last_logits_only=last_logits_only
     )
@@ -47,8 +56,15 @@ def write_skeletons(
 class SkeletonWeights:
     """Implements `DecoderWeights` with references in place of weights."""
 
-    def __init__(self, shape: LlamaShape, ranks: Ranks, accuracy_level: int) -> None:
+    def __init__(
+        self,
+        shape: LlamaShape,
+        ranks: Ranks,
+        accuracy_level: int,
+        head_accuracy_level: int | None = None,
+    ) -> None:
         self._shape, self._ranks, self._accuracy_level = shape, ranks, accuracy_level
+        self._head_accuracy_level = head_accuracy_level
         self._layout = weights_layout(shape, ranks)
 
     def _reference(self, graph: Graph, name: str, shape: tuple[int, ...] | None = None) -> str:
@@ -80,11 +96,23 @@ class SkeletonWeights:
         return graph.node("Add", product, correction)
 
     def logits(self, graph: Graph, x: str) -> str:
+        levels = self._reference(graph, "embed.levels")
+        scales = self._reference(graph, "embed.scales")
+        if self._head_accuracy_level == INT8_ACTIVATIONS:
+            return head_int8(
+                graph,
+                x,
+                levels,
+                scales,
+                width=self._shape.hidden_size,
+                n_vocab=self._shape.vocab_size,
+                exact=self._accuracy_level == FLOAT_ACTIVATIONS,
+            )
         return matmul_nbits(
             graph,
             x,
-            self._reference(graph, "embed.levels"),
-            self._reference(graph, "embed.scales"),
+            levels,
+            scales,
             in_features=self._shape.hidden_size,
             out_features=self._shape.vocab_size,
             bits=8,
