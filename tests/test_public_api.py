@@ -12,12 +12,15 @@ ALLOWED_ON_IMPORT = {"edgevlm"}
 HEAVY = {
     "PIL",
     "asyncio",
+    "av",
     "httpx",
     "httpx2",
     "huggingface_hub",
     "jinja2",
+    "llguidance",
     "numpy",
     "onnxruntime",
+    "pydantic",
     "rich",
     "tokenizers",
     "torch",
@@ -67,3 +70,8 @@ def test_help_loads_no_heavy_package() -> None:
         "  from edgevlm.cli import run; run(['--help'])"
     )
     assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+
+
+def test_a_session_loads_no_extra() -> None:
+    loaded = _modules_after("import edgevlm.session")
+    assert {name.partition(".")[0] for name in loaded} & {"av", "llguidance", "pydantic"} == set()

@@ -69,9 +69,7 @@ def test_a_video_and_how_finely_to_look(
     )
     with Session(str(smolvlm)) as session:
         converse(session, Session, [], {"max_tokens": 2, "detail": "auto"})
-        shown = [
-            part for turn in session._turns for part in turn.content if not isinstance(part, str)
-        ]
+        parts = [part for turn in session._turns for part in turn.content]
     out, err = capsys.readouterr()
     grids = [part.grid for part in parts if not isinstance(part, str)]
     assert grids == [(0, 0)] * 4  # three frames and the picture
