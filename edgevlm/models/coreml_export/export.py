@@ -71,6 +71,7 @@ def _write(
     from edgevlm.models.coreml_export.vision import load_vision
 
     checkpoint = Checkpoint(source)
+    save_embeddings(checkpoint, config.text, folder / "embed_tokens.npy", max(bits, 8))
     with convert.quietly():
         progress.note("Converting the vision encoder for Core ML")
         encoder = load_vision(checkpoint, config.vision, config.text.hidden_size)
@@ -85,7 +86,6 @@ def _write(
             progress.note(f"Rounding the decoder's weights to {bits} bits")
             program = convert.quantize(program, bits)
         convert.save(program, folder / "decoder.mlpackage")
-    save_embeddings(checkpoint, config.text, folder / "embed_tokens.npy", max(bits, 8))
 
 
 @contextmanager
