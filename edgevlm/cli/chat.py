@@ -169,5 +169,7 @@ def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None
         click.echo(json.dumps(reply.to_dict(tokens=tokens), ensure_ascii=False))
     else:
         click.echo()
+    if reply.structured and reply.finish_reason == "length":
+        click.echo("The JSON is cut short: allow more with --max-tokens.", err=True)
     if reply.finish_reason == "cancelled":
         raise Interrupted("Stopped.")

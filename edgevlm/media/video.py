@@ -8,22 +8,21 @@ usual decoders run. Time and cancelling are looked at in every read and before e
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import EdgeVLMError, MediaTooLarge, NotSupported, UnreadableMedia
+from edgevlm.errors import MediaTooLarge, NotSupported, UnreadableMedia
 from edgevlm.media.describe import shown
 from edgevlm.media.limits import DEFAULT_LIMITS, MediaLimits
 from edgevlm.media.source import open_source
+from edgevlm.media.video_guard import DEFAULT_VIDEO_LIMITS, Guard, VideoLimits, normalised
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -40,26 +39,11 @@ _DECODERS = (
 _SEEK_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class VideoLimits:
-    """What one video may cost. `decode_s` is for opening and decoding together."""
-
-    max_bytes: int = 4 * 2**30
-    max_download: int = 256 * 2**20
-    download_s: float = 120.0
-    max_duration_s: float = 12 * 3600.0
-    max_streams: int = 32
-    decode_s: float = 120.0
-
-
-DEFAULT_VIDEO_LIMITS = VideoLimits()
-
-
 class Video:
     """An open video. `duration` is in seconds, `fps` its frames a second on average."""
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, name: str, guard: _Guard
+        self, container: InputContainer, stream: VideoStream, name: str, guard: Guard
     ) -> None:
         self._container = container
         self._stream = stream
@@ -73,14 +57,14 @@ class Video:
     def frames(self, times: Sequence[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """Yield (seconds from the start, RGB uint8 [H, W, 3]) of the frame at each moment.
 
-        `times` rise. A moment after the last frame gives none. Raises UnreadableMedia where
+        `times` rise. A frame comes once, whatever moments it spans. Raises UnreadableMedia where
         no frame at all can be decoded, MediaTooLarge over the limits, and what the check
         given to `open_video` raises.
         """
         self._seek(0.0)
         shown_last = None
         for moment in times:
-            with _normalised(self._name):
+            with normalised(self._name):
                 found = self._at(moment)
                 if found is None or found[1] is shown_last:
                     continue
@@ -145,7 +129,7 @@ class Video:
         return key >= 0 and index[key].timestamp > self._ticks(self._held[0])
 
     def _seek(self, moment: float) -> None:
-        with _normalised(self._name):
+        with normalised(self._name):
             self._container.seek(self._ticks(moment), stream=self._stream)
         self._held = None
         self._frames = self._decoded()
@@ -195,21 +179,17 @@ def open_video(
         raise NotSupported("Videos need PyAV.", hint="Run: pip install 'edgevlm[video]'") from error
     bounds = replace(limits, max_bytes=video_limits.max_download, timeout_s=video_limits.download_s)
     file, name = open_source(source, bounds, "video")
-    guard = _Guard(file, limits, time.monotonic() + video_limits.decode_s, name, check)
+    guard = Guard(file, limits, time.monotonic() + video_limits.decode_s, name, check)
     container = None
     try:
         _check_size(file, video_limits, name)
         format_name = _format_of(file, name)
-        with _normalised(name):
+        with normalised(name):
             container = av.open(
                 guard,
                 "r",
                 format=format_name,
-                options={
-                    "protocol_whitelist": "none",
-                    "codec_whitelist": _DECODERS,
-                    "max_pixels": str(limits.max_pixels),
-                },
+                options={"protocol_whitelist": "none", "codec_whitelist": _DECODERS},
                 metadata_errors="replace",
                 io_open=_no_other_file,
             )
@@ -226,42 +206,6 @@ def open_video(
         file.close()
         raise
     return video
-
-
-class _Guard:
-    """The file as FFmpeg reads it, watched: each read looks at the clock and the check."""
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        limits: MediaLimits,
-        deadline: float,
-        name: str,
-        check: Callable[[], None],
-    ) -> None:
-        self.file = file
-        self.limits = limits
-        self._deadline = deadline
-        self._name = name
-        self._check = check
-
-    def check(self) -> None:
-        self._check()
-        if time.monotonic() > self._deadline:
-            raise MediaTooLarge(
-                f"{self._name} takes too long to decode.",
-                hint="Cut it, or save it smaller, for example as an H.264 MP4 of 720 lines.",
-            )
-
-    def read(self, count: int) -> bytes:
-        self.check()
-        return self.file.read(count)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
 
 
 def _check_size(file: BinaryIO, limits: VideoLimits, name: str) -> None:
@@ -316,20 +260,3 @@ def _video_stream(
 
 def _no_other_file(url: str, flags: int, options: dict[str, str]) -> Any:
     raise UnreadableMedia("The video refers to another file.", hint="Save it as one file.")
-
-
-@contextmanager
-def _normalised(name: str) -> Iterator[None]:
-    """The one place where what FFmpeg raises becomes a MediaError."""
-    try:
-        yield
-    except EdgeVLMError:
-        raise
-    except MemoryError as error:
-        raise MediaTooLarge(f"{name} is too large to decode.", hint="Save it smaller.") from error
-    except Exception as error:  # FFmpegError, ValueError, OverflowError, ... of a broken file
-        reason = shown(getattr(error, "strerror", None) or error).strip().rstrip(".")
-        raise UnreadableMedia(
-            f"{name} is a video that can't be decoded: {reason or type(error).__name__}.",
-            hint="Save or download it again.",
-        ) from error

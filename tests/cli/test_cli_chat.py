@@ -314,8 +314,9 @@ def test_an_answer_in_a_schema(chat: Callable[..., tuple[int, str, str]], tmp_pa
     assert json.loads(out)["n"] in (1, 2)
     _, out, _ = chat("How many?", "--schema", str(schema), "--json")
     assert json.loads(out)["parsed"] == json.loads(json.loads(out)["text"])
-    _, out, _ = chat("How many?", "--schema", str(schema), "--json", "--max-tokens", "1")
+    _, out, err = chat("How many?", "--schema", str(schema), "--json", "--max-tokens", "1")
     cut = json.loads(out)
+    assert "cut short" in err
     assert (cut["finish_reason"], cut["parsed"]) == ("length", None)
 
 

@@ -13,7 +13,7 @@ from video_factory import CONTAINERS, make_video, number_of
 
 from edgevlm.errors import Interrupted, MediaTooLarge, UnreadableMedia
 from edgevlm.media import MediaLimits, open_video
-from edgevlm.media.video import VideoLimits
+from edgevlm.media.video_guard import VideoLimits
 
 TIMES = (0.0, 0.7, 2.5, 3.1, 5.9)
 
@@ -190,7 +190,7 @@ sys.path.insert(0, sys.argv[1])
 from video_factory import CONTAINERS, make_video
 from edgevlm.errors import MediaError
 from edgevlm.media import MediaLimits, open_video
-from edgevlm.media.video import VideoLimits
+from edgevlm.media.video_guard import VideoLimits
 rng = random.Random(7)
 limits, video_limits = MediaLimits(max_pixels=10**6), VideoLimits(decode_s=5.0)
 read = refused = 0
