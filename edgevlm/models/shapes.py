@@ -259,4 +259,17 @@ def _split(sizes: Mapping[str, int], bits: dict[str, str], shape: ModelShape | N
         if not vision and shape is not None and shape.vision is not None:
             vision = min(both // 2, _HALF * shape.vision.weights)
         decoder = both - (vision if "vision_encoder" not in sizes else 0)
+    if shape is not None:
+        count = shape.decoder.layer_weights + shape.decoder.head_weights
+        bits["decoder"] = _told(bits.get("decoder"), decoder / count)
+        if shape.vision is not None:
+            bits["vision"] = _told(bits.get("vision"), vision / shape.vision.weights)
     return Weights(decoder, vision, sizes.get("embed_tokens", 0), bits)
+
+
+def _told(label: str | None, density: float) -> str:
+    """What a part's file name says of its bits, unless its bytes a weight belie it."""
+    if label not in (None, "fp32", "gguf", "mlx"):
+        return label
+    kinds = {3.0: "fp32", 1.4: "fp16", 0.9: "int8"}
+    return next((kind for least, kind in kinds.items() if density >= least), "q4")
