@@ -80,9 +80,9 @@ def test_what_is_rounded_and_how_far(source: Path, few_bits: Path) -> None:
         bits, found = rounded[lookup(name)]
         assert bits == (4 if name.startswith(TEXT) else 8), name
         blocks = np.abs(weight).reshape(len(weight), -1, 32).max(-1)
-        # To the nearest step, of a quotient that fp16 rounds.
+        # To the nearest step, of scales and quotients that fp16 rounds.
         step = np.repeat(blocks / (7 if bits == 4 else 127), 32, axis=1)
-        assert (np.abs(found - weight) <= 0.6 * step).all(), name
+        assert (np.abs(found - weight) <= 0.65 * step).all(), name
     # Seven products a decoder layer, six a vision layer, the head and the projector.
     assert seen == set(rounded)
     assert len(rounded) == 2 * 7 + 2 * 6 + 2
@@ -135,7 +135,7 @@ def test_a_tables_8_bits(source: Path, few_bits: Path) -> None:
     assert path.stat().st_size < weight.size * 1.1
     rows = CoreMLParts(few_bits).language.embed([np.arange(len(weight))])
     steps = np.repeat(np.abs(weight).reshape(len(weight), -1, 32).max(-1) / 127, 32, axis=1)
-    assert (np.abs(rows - weight) <= 0.6 * steps).all()
+    assert (np.abs(rows - weight) <= 0.65 * steps).all()
 
 
 def test_files_and_sizes(source: Path, few_bits: Path) -> None:
