@@ -50,11 +50,13 @@ _QWEN_SPECIAL = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
+# As in the released files: a token of its own, and not called a special one.
+QWEN_ADDED = "<tool_call>"
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN_TEMPLATE = (
+QWEN_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
@@ -121,7 +123,7 @@ class Foreign:
     special: dict[str, int]
 
 
-def make_qwen25vl(folder: Path, seed: int = 0) -> Foreign:
+def make_qwen25vl(folder: Path, seed: int = 0, template: str | None = QWEN_TEMPLATE) -> Foreign:
     tokenizer = _byte_level_tokenizer()
     vocabulary = tokenizer.get_vocab()
     config = transformers.Qwen2_5_VLConfig(
@@ -149,6 +151,8 @@ def make_qwen25vl(folder: Path, seed: int = 0) -> Foreign:
         image_token_id=vocabulary["<|image_pad|>"],
         vision_start_token_id=vocabulary["<|vision_start|>"],
         vision_end_token_id=vocabulary["<|vision_end|>"],
+        bos_token_id=None,
+        eos_token_id=vocabulary["<|im_end|>"],
         tie_word_embeddings=False,
     )
     reference = _randomised(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
@@ -164,7 +168,7 @@ def make_qwen25vl(folder: Path, seed: int = 0) -> Foreign:
         _text_metadata("qwen2vl", len(vocabulary), 2)
         | {"qwen2vl.rope.freq_base": 1e6, "qwen2vl.rope.dimension_sections": [4, 2, 2, 0]}
         | _byte_level_metadata(tokenizer)
-        | {"tokenizer.chat_template": _QWEN_TEMPLATE},
+        | ({} if template is None else {"tokenizer.chat_template": template}),
         text,
     )
     _write(
@@ -347,7 +351,7 @@ def _byte_level_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=380,
-        special_tokens=list(_QWEN_SPECIAL),
+        special_tokens=[*_QWEN_SPECIAL, QWEN_ADDED],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -358,13 +362,15 @@ def _byte_level_tokenizer() -> Tokenizer:
 def _byte_level_metadata(tokenizer: Tokenizer) -> dict[str, Value]:
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    control, normal = int(gguf.TokenType.CONTROL), int(gguf.TokenType.NORMAL)
+    normal = int(gguf.TokenType.NORMAL)
+    kinds = dict.fromkeys(_QWEN_SPECIAL, int(gguf.TokenType.CONTROL))
+    kinds[QWEN_ADDED] = int(gguf.TokenType.USER_DEFINED)
     model = json.loads(tokenizer.to_str())["model"]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [control if t in _QWEN_SPECIAL else normal for t in tokens],
+        "tokenizer.ggml.token_type": [kinds.get(token, normal) for token in tokens],
         "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]],
         "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
         "tokenizer.ggml.padding_token_id": vocabulary["<|endoftext|>"],

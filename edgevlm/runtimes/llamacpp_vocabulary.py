@@ -2,8 +2,9 @@
 
 A GGUF file names its tokenizer, and llama.cpp knows some sixty kinds: text becomes ids there,
 exactly as it does for whoever else runs the file. The way back, from ids to text, is one of
-two and needs only the vocabulary, so a `tokenizers.Tokenizer` does it here as elsewhere; it
-also says to a grammar what each token reads.
+two and needs only the vocabulary, so a `tokenizers.Tokenizer` does it here as elsewhere. It
+also tells a grammar what each token reads, and how what the grammar forces would be cut: there
+it knows the merges or scores, and of the sixty ways to part words one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from edgevlm.errors import NotSupported, RuntimeFailed
 from edgevlm.families.layout import PieceTokenizer, without_surrogates
+from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_library import llama
 from edgevlm.runtimes.llamacpp_weights import Weights
 
@@ -47,9 +49,9 @@ class Vocabulary(PieceTokenizer):
         super().__init__({self._texts[id_]: id_ for id_ in special})
         self._special = frozenset(special)
         added = {id_ for id_ in tokens if kinds[id_] & _USER_DEFINED} - self._special
-        self.stop_ids = frozenset(
-            id_ for id_ in tokens if llama.llama_vocab_is_eog(self._vocab, id_)
-        )
+        ends = [id_ for id_ in special if llama.llama_vocab_is_eog(self._vocab, id_)]
+        eos = int(llama.llama_vocab_eos(self._vocab))
+        self.stop_ids = frozenset(ends if eos < 0 else [*ends, eos])
         self.decoder = self._decoder(added)
 
     @property
@@ -91,17 +93,11 @@ class Vocabulary(PieceTokenizer):
         return str(llama.llama_vocab_get_text(self._vocab, id_), "utf-8", "replace")
 
     def _decoder(self, added: set[int]) -> Tokenizer:
-        """Ids to text, and no way back."""
         kind = llama.llama_vocab_type(self._vocab)
         if kind == llama.LLAMA_VOCAB_TYPE_BPE and "\u0120" in self._ids:
-            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=[]))
-            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer = self._byte_level()
         elif kind == llama.LLAMA_VOCAB_TYPE_SPM:
-            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=[], byte_fallback=True))
-            steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-            if self._begins_with_space():
-                steps.append(decoders.Strip(" ", 1, 0))
-            tokenizer.decoder = decoders.Sequence(steps)
+            tokenizer = self._sentencepiece()
         else:
             raise NotSupported(
                 f"The tokenizer of {self._weights.path.name} is of a kind not known here.",
@@ -114,6 +110,31 @@ class Vocabulary(PieceTokenizer):
                     for id_ in sorted(ids)
                 ]
             )
+        return tokenizer
+
+    def _byte_level(self) -> Tokenizer:
+        with GgufHeader(self._weights.path) as header:
+            merges = header.strings("tokenizer.ggml.merges")
+        lines = [merge.decode("utf-8", "replace") for merge in merges]
+        # A space may be the first letter of a pair.
+        pairs = [(line[:at], line[at + 1 :]) for line in lines if (at := line.find(" ", 1)) > 0]
+        try:
+            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=pairs))
+        except Exception:  # merges of tokens that there are not, which llama.cpp passes over
+            tokenizer = Tokenizer(models.BPE(vocab=self._ids, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    def _sentencepiece(self) -> Tokenizer:
+        scores = [llama.llama_vocab_get_score(self._vocab, i) for i in range(len(self._texts))]
+        pieces = list(zip(self._texts, scores, strict=True))
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+        steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        if self._begins_with_space():
+            steps.append(decoders.Strip(" ", 1, 0))
+        tokenizer.decoder = decoders.Sequence(steps)
         return tokenizer
 
     def _begins_with_space(self) -> bool:

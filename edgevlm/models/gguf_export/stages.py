@@ -103,8 +103,11 @@ class Stages:
         """Whether an earlier call has left the file, whole, from this very source."""
         if not path.is_file():
             return False
-        field = gguf.GGUFReader(path).get_field(_FINGERPRINT)
-        return field is not None and field.contents() == self._fingerprint
+        try:
+            field = gguf.GGUFReader(path).get_field(_FINGERPRINT)
+        except Exception:  # whatever a file of the same name may hold
+            return False
+        return field is not None and bool(field.contents() == self._fingerprint)
 
 
 def _fingerprint(source: Path) -> str:
