@@ -12,6 +12,7 @@ from edgevlm.errors import NotSupported, UsageError
 _MAX_CHARACTERS = 128 * 1024
 _COMBINED = {"$ref", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
 _VALUES = {"const", "default", "enum", "examples"}
+_TOO_LARGE = 2**63
 _HINT = "Give a JSON Schema (a dict or its JSON text), or a class that pydantic knows."
 
 
@@ -59,12 +60,24 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _text_of(schema: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps(_closed(dict(schema)), ensure_ascii=False, allow_nan=False)
+        _check_numbers(schema)
+        text = json.dumps(_closed(dict(schema)), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The schema can't be written as JSON: {error}.", hint=_HINT) from error
     if len(text) > _MAX_CHARACTERS:
         raise _too_long(len(text))
     return text
+
+
+def _check_numbers(node: Any) -> None:
+    """llguidance 1.9 counts in 64 bits: -2^63, and what it cuts to that, overflows its stack."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _check_numbers(item)
+    elif isinstance(node, Mapping):
+        _check_numbers(list(node.values()))
+    elif isinstance(node, (int, float)) and abs(node) >= _TOO_LARGE:
+        raise UsageError("A number of the schema is beyond 64 bits.", hint="Use a smaller one.")
 
 
 def _too_long(characters: int) -> UsageError:

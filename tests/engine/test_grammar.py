@@ -214,6 +214,7 @@ BOMBS: dict[str, dict[str, Any]] = {
     "look-around": {"type": "string", "pattern": "^(?=a).*$"},
     "brackets": {"type": "string", "pattern": "(" * 20_000 + "a" + ")" * 20_000},
     "products": {"allOf": [{"anyOf": [{"pattern": i + j} for j in "abcde"]} for i in "012345"]},
+    "half a character": {"enum": ["\ud800"]},
     "a large multiple": {"type": "integer", "multipleOf": 999_999_937},
 }  # fmt: skip
 
