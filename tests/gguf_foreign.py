@@ -51,7 +51,7 @@ _QWEN_SPECIAL = (
     "<|image_pad|>",
 )
 # As in the released files: a token of its own, and not called a special one.
-QWEN_ADDED = "<tool_call>"
+QWEN_ADDED = "<\uff5ctool_call\u00e9>"
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

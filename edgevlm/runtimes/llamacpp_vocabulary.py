@@ -10,7 +10,7 @@ it knows the merges or scores, and of the sixty ways to part words one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -26,6 +26,8 @@ _USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 # `<tool_call>` and its like: a file may call them text, which people's text must not become.
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_/]+\]")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
+_BYTE_LEVEL_SPACE = "\u0120"
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 class Vocabulary(PieceTokenizer):
@@ -41,18 +43,17 @@ class Vocabulary(PieceTokenizer):
         self._ids: dict[str, int] = {}
         for id_, text in enumerate(self._texts):
             self._ids.setdefault(text, id_)
-        special = [
-            id_
-            for id_, (text, kind) in enumerate(zip(self._texts, kinds, strict=True))
-            if kind & _CONTROL or (kind & _USER_DEFINED and _LOOKS_SPECIAL.fullmatch(text))
-        ]
-        super().__init__({self._texts[id_]: id_ for id_ in special})
-        self._special = frozenset(special)
-        added = {id_ for id_ in tokens if kinds[id_] & _USER_DEFINED} - self._special
-        ends = [id_ for id_ in special if llama.llama_vocab_is_eog(self._vocab, id_)]
+        is_bpe = llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_BPE
+        self._is_byte_level = is_bpe and _BYTE_LEVEL_SPACE in self._ids
+        control = [id_ for id_ in tokens if kinds[id_] & _CONTROL]
+        added = [id_ for id_ in tokens if kinds[id_] & _USER_DEFINED]
+        marks = [*control, *(id_ for id_ in added if _LOOKS_SPECIAL.fullmatch(self._texts[id_]))]
+        super().__init__({self._texts[id_]: id_ for id_ in marks})
+        self._marks = frozenset(marks)
+        ends = [id_ for id_ in marks if llama.llama_vocab_is_eog(self._vocab, id_)]
         eos = int(llama.llama_vocab_eos(self._vocab))
         self.stop_ids = frozenset(ends if eos < 0 else [*ends, eos])
-        self.decoder = self._decoder(added)
+        self.decoder = self._decoder(control, added)
 
     @property
     def begin(self) -> int | None:
@@ -79,37 +80,35 @@ class Vocabulary(PieceTokenizer):
         return [part for id_ in ids[:count] for part in self._spelled(id_)]
 
     def _spelled(self, id_: int) -> list[int]:
-        """The token, and where it looks special one that stands for each of its letters."""
-        if id_ not in self._special:
+        """The token, and where it looks special those that stand for each of its letters."""
+        if id_ not in self._marks:
             return [id_]
-        letters = []
-        for letter in self._texts[id_]:
-            encoded = [f"<0x{byte:02X}>" for byte in letter.encode()]
-            known = [letter] if letter in self._ids else encoded
-            letters += [self._ids[text] for text in known if text in self._ids]
-        return letters
+        text = self._texts[id_]
+        if self._is_byte_level:
+            letters = list(_BYTES.pre_tokenize_str(text)[0][0])
+        else:
+            letters = [
+                part
+                for letter in text
+                for part in ([letter] if letter in self._ids else _byte_tokens(letter))
+            ]
+        return [self._ids[letter] for letter in letters if letter in self._ids]
 
     def _text(self, id_: int) -> str:
         return str(llama.llama_vocab_get_text(self._vocab, id_), "utf-8", "replace")
 
-    def _decoder(self, added: set[int]) -> Tokenizer:
-        kind = llama.llama_vocab_type(self._vocab)
-        if kind == llama.LLAMA_VOCAB_TYPE_BPE and "\u0120" in self._ids:
+    def _decoder(self, control: Sequence[int], added: Sequence[int]) -> Tokenizer:
+        if self._is_byte_level:
             tokenizer = self._byte_level()
-        elif kind == llama.LLAMA_VOCAB_TYPE_SPM:
+        elif llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_SPM:
             tokenizer = self._sentencepiece()
         else:
             raise NotSupported(
                 f"The tokenizer of {self._weights.path.name} is of a kind not known here.",
                 hint="Known: byte-level BPE and SentencePiece.",
             )
-        for special, ids in ((False, added), (True, self._special)):
-            tokenizer.add_tokens(
-                [
-                    AddedToken(self._texts[id_], special=special, normalized=False)
-                    for id_ in sorted(ids)
-                ]
-            )
+        tokenizer.add_special_tokens([self._added(id_, special=True) for id_ in control])
+        tokenizer.add_tokens([self._added(id_, special=False) for id_ in added])
         return tokenizer
 
     def _byte_level(self) -> Tokenizer:
@@ -137,7 +136,14 @@ class Vocabulary(PieceTokenizer):
         tokenizer.decoder = decoders.Sequence(steps)
         return tokenizer
 
+    def _added(self, id_: int, *, special: bool) -> AddedToken:
+        return AddedToken(self._texts[id_], special=special, normalized=False)
+
     def _begins_with_space(self) -> bool:
         """Whether a text is read as if a space were before it."""
         ids = self.encode_letters("a")
         return bool(ids) and self._texts[ids[0]].startswith(_SPACE)
+
+
+def _byte_tokens(letter: str) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in letter.encode()]

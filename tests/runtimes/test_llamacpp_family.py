@@ -107,7 +107,10 @@ def test_tokens_of_a_file_that_only_look_special_are_letters_too(qwen: Foreign) 
     family = family_of(qwen.folder)
     (ids,) = family.render([Turn("user", (QWEN_ADDED,))]).parts
     assert isinstance(ids, tuple)
-    assert family.tokenizer.token_to_id(QWEN_ADDED) not in ids
+    token = family.tokenizer.token_to_id(QWEN_ADDED)
+    assert token not in ids
+    # An answer may have them, and they are read.
+    assert family.tokenizer.decode([token, qwen.special["<|im_end|>"]]) == QWEN_ADDED
 
 
 def test_a_template_that_knows_only_strings(tmp_path: Path) -> None:
