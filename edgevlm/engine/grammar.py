@@ -6,7 +6,8 @@ come next; it bounds its own work, so that no schema takes long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,10 @@ class Grammars:
         """The mask for one answer, of a JSON Schema as text. Raises UsageError."""
         llguidance = _llguidance()
         limits = llguidance.LLParserLimits(**_LIMITS)
-        matcher = llguidance.LLMatcher(
-            self._tokenizer, _grammar(schema), log_level=_SILENT, limits=limits
-        )
+        with _panics_told():
+            matcher = llguidance.LLMatcher(
+                self._tokenizer, _grammar(schema), log_level=_SILENT, limits=limits
+            )
         if matcher.is_error():
             raise _refused(matcher.get_error())
         return SchemaMask(matcher, self._n_vocab)
@@ -104,9 +106,10 @@ def check_schema(schema: str) -> None:
     """
     llguidance = _llguidance()
     limits = llguidance.LLParserLimits(**_LIMITS)
-    wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
-        _grammar(schema), limits=limits
-    )
+    with _panics_told():
+        wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
+            _grammar(schema), limits=limits
+        )
     if wrong:
         raise _refused(messages[0])
 
@@ -117,6 +120,17 @@ def _grammar(schema: str) -> str:
     except ValueError as error:
         raise _refused(str(error)) from error
     return grammar
+
+
+@contextmanager
+def _panics_told() -> Iterator[None]:
+    """A panic of Rust code comes as a BaseException, which ends programs."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _refused(f"llguidance gave up on it ({error})") from error
 
 
 def _refused(reason: str) -> UsageError:

@@ -229,6 +229,15 @@ def test_schemas_that_nobody_can_follow(grammars: Grammars, name: str) -> None:
     assert len(caught.value.message) < 400
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_where_the_library_itself_fails(grammars: Grammars, shift: int) -> None:
+    """It cuts its own message at byte 100, which may lie inside a character."""
+    schema = json.dumps({"maxProperties": {"a": "x" * shift + "😀" * 60}})
+    for refuse in (grammars.mask, check_schema):
+        with pytest.raises(UsageError, match="can't be followed"):
+            refuse(schema)
+
+
 def test_a_pattern_that_swells_ends_the_answer(answer: Any) -> None:
     with pytest.raises(UsageError, match="can't be followed"):
         answer({"type": "string", "pattern": "^(a{1000}){1000}$"})
