@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgevlm.errors import ModelCorrupt
 
 FETCH_AGAIN = "Fetch the model again, or check that the folder is complete."
 _LARGEST = 1e6
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class ConfigFile:
@@ -92,6 +93,32 @@ def read_chat_template(folder: Path) -> str:
         if isinstance(template, str):
             return template
     raise ModelCorrupt("The model has no chat template (chat_template.jinja).", hint=FETCH_AGAIN)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token` and its like, each a string or an object with `content`."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        fields = ConfigFile.read_if_there(folder, name).fields
+        for key in _SPECIAL_NAMES:
+            value: Any = fields.get(key)
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                found[key] = value
+    return found
+
+
+def stop_ids(folder: Path, tokenizer: Tokenizer, names: Sequence[str] = ()) -> frozenset[int]:
+    """What ends an answer: as generation_config.json says, the end of text, and those of
+    `names` that the tokenizer knows. Raises ModelCorrupt where there is nothing."""
+    generation = ConfigFile.read_if_there(folder, "generation_config.json")
+    declared = generation.fields.get("eos_token_id")
+    listed = declared if isinstance(declared, list) else [declared]
+    named = [*names, *filter(None, [special_tokens(folder).get("eos_token")])]
+    ids = {i for i in (*listed, *map(tokenizer.token_to_id, named)) if i is not None}
+    if not ids or not all(type(i) is int for i in ids):
+        raise generation.corrupt("names no token that ends an answer")
+    return frozenset(ids)
 
 
 def _is_number(value: object) -> bool:

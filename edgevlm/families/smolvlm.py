@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ from edgevlm.families.config_files import (
     ConfigFile,
     read_chat_template,
     read_tokenizer,
+    special_tokens,
+    stop_ids,
 )
 from edgevlm.families.idefics3_image import TilingSettings, prepare
 from edgevlm.families.layout import Markup, MarkupTokenizer, Piece, images_of, render_turns
@@ -32,7 +33,6 @@ from edgevlm.families.template import ChatTemplate
 _AROUND_IMAGE = "<fake_token_around_image>"
 _GLOBAL_IMAGE = "<global-img>"
 _END_OF_TURN = "<end_of_utterance>"
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class SmolVLM:
@@ -63,7 +63,7 @@ class SmolVLM:
         """Read a model folder. Raises ModelCorrupt naming what is missing or inconsistent."""
         config = ConfigFile.read(folder, "config.json")
         tokenizer = _suitable_tokenizer(folder)
-        specials = _special_tokens(folder)
+        specials = special_tokens(folder)
         tiling, processor = _read_tiling(folder, config)
         sees_video = config.fields.get("model_type") == "smolvlm"
         return cls(
@@ -71,7 +71,7 @@ class SmolVLM:
             ChatTemplate(read_chat_template(folder), specials),
             tiling,
             image_id=_image_id(config, tokenizer),
-            stop_ids=_stop_ids(folder, tokenizer, specials),
+            stop_ids=stop_ids(folder, tokenizer, [_END_OF_TURN]),
             video=SmolVLMVideo.read(processor, tiling) if sees_video else None,
         )
 
@@ -154,27 +154,3 @@ def _image_id(config: ConfigFile, tokenizer: Tokenizer) -> int:
     if tokenizer.token_to_id(_AROUND_IMAGE) not in added:
         raise ModelCorrupt(f"tokenizer.json has no token {_AROUND_IMAGE!r}.", hint=FETCH_AGAIN)
     return image_id
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """`bos_token` and its like, each a string or an object with `content`."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        fields = ConfigFile.read_if_there(folder, name).fields
-        for key in _SPECIAL_NAMES:
-            value: Any = fields.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                found[key] = value
-    return found
-
-
-def _stop_ids(folder: Path, tokenizer: Tokenizer, specials: dict[str, str]) -> frozenset[int]:
-    generation = ConfigFile.read_if_there(folder, "generation_config.json")
-    declared = generation.fields.get("eos_token_id")
-    listed = declared if isinstance(declared, list) else [declared]
-    names = (_END_OF_TURN, specials.get("eos_token", _END_OF_TURN))
-    ids = {i for i in (*listed, *map(tokenizer.token_to_id, names)) if i is not None}
-    if not ids or not all(type(i) is int for i in ids):
-        raise generation.corrupt("names no token that ends an answer")
-    return frozenset(ids)

@@ -27,9 +27,13 @@ class MlxRuntime:
     def load_vision(self, files: ModelFiles, options: LoadOptions) -> VisionEncoder:
         """Raises ModelCorrupt, NotSupported, DoesNotFit."""
         with _importing():
+            from edgevlm.runtimes.mlx_config import LLAMA_TYPES, model_folder, read_config
+            from edgevlm.runtimes.mlx_own_vision import MlxOwnVisionEncoder
             from edgevlm.runtimes.mlx_vision import MlxVisionEncoder
 
-        return MlxVisionEncoder(files, options)
+        if read_config(model_folder(files))["model_type"] in LLAMA_TYPES:
+            return MlxVisionEncoder(files, options)
+        return MlxOwnVisionEncoder(files, options)
 
     def load_language(self, files: ModelFiles, options: LoadOptions) -> LanguageModel:
         """Raises ModelCorrupt, NotSupported, DoesNotFit."""

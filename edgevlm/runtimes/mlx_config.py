@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from pathlib import Path
@@ -17,8 +16,10 @@ _AGAIN = "Fetch the model again, or check that the folder is complete."
 _LONGEST_CONTEXT = 2**20
 _MOST_LAYERS = 1000
 _LLAMA_THETA = 10000.0
+# Architectures whose decoder's fields mlx-vlm reads at the top, where they once were.
+_FLAT_TYPES = ("qwen2_vl", "qwen2_5_vl")
 # Architectures whose decoder in mlx-vlm is a plain Llama beside a SigLIP tower.
-_LLAMA_TYPES = ("edgevlm_tiny", "idefics3", "smolvlm")
+LLAMA_TYPES = ("edgevlm_tiny", "idefics3", "smolvlm")
 
 
 def model_folder(files: ModelFiles) -> Path:
@@ -40,7 +41,7 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: Config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelCorrupt(f"{path} can't be read: {error}.", hint=_AGAIN) from error
     if not isinstance(config, dict):
@@ -57,17 +58,18 @@ def read_config(folder: Path) -> Config:
     for part in ("text_config", "vision_config"):
         if not isinstance(config.get(part, {}), dict):
             raise corrupt(path, f"its {part} is no object")
-    config = copy.deepcopy(config)
+    if model_type in _FLAT_TYPES:
+        config = _flattened(config)
     _settle_rope(path, text_config(config))
-    if model_type in _LLAMA_TYPES:
+    if model_type in LLAMA_TYPES:
         _check_llama(path, config)
     return config
 
 
 def text_config(config: Config) -> Config:
     """The decoder's part, which some models write at the top."""
-    text = config.get("text_config")
-    return text if text else config
+    text: Config = config.get("text_config") or config
+    return text
 
 
 def context_length(folder: Path, config: Config, options: LoadOptions) -> int:
@@ -102,6 +104,18 @@ def _settle_rope(path: Path, text: Config) -> None:
         raise corrupt(path, "its rope_parameters have no rope_theta")
     if theta is not None:
         text["rope_theta"] = theta
+
+
+def _flattened(config: Config) -> Config:
+    """As these models were released before transformers 5."""
+    text: Config = config.pop("text_config", {})
+    rope = text.pop("rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        theta = rope.get("rope_theta")
+        text |= {} if theta is None else {"rope_theta": theta}
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    vision = {**config.get("vision_config", {}), "model_type": config["model_type"]}
+    return {**text, **config, "vision_config": vision}
 
 
 def _check_llama(path: Path, config: Config) -> None:

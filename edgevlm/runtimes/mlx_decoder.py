@@ -14,7 +14,7 @@ from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
 from edgevlm.runtimes.mlx_cache import SequenceCache
 from edgevlm.runtimes.mlx_config import context_length, rope_fields
-from edgevlm.runtimes.mlx_loading import Loaded, load
+from edgevlm.runtimes.mlx_loading import embeddings_owner, load
 from edgevlm.runtimes.mlx_positions import Positions
 from edgevlm.runtimes.mlx_thread import on_metal, on_mlx_thread
 
@@ -68,7 +68,7 @@ class MlxLanguageModel:
     def _load(self, files: ModelFiles, options: LoadOptions) -> None:
         loaded = load(files)
         self._language = loaded.model.language_model
-        self._embed_tokens = _embeddings_of(loaded)
+        self._embed_tokens = embeddings_owner(loaded).embed_tokens
         loaded.materialise(self._language)
         self._m_rope = "mrope_section" in rope_fields(loaded.config)
         limit = context_length(loaded.folder, loaded.config, options)
@@ -217,14 +217,3 @@ def _single_id(parts: Sequence[Part]) -> int | None:
 def _to_numpy(logits: mx.array) -> Logits:
     # numpy would see MLX's own memory; the caller owns a copy.
     return np.array(logits.astype(mx.float32), dtype=np.float32)
-
-
-def _embeddings_of(loaded: Loaded) -> Any:
-    language = loaded.model.language_model
-    for owner in (language, getattr(language, "model", language)):
-        if hasattr(owner, "embed_tokens"):
-            return owner.embed_tokens
-    raise NotSupported(
-        f"MLX models of type {loaded.config['model_type']!r} are not supported.",
-        hint="Their decoder has no table of token embeddings: use another runtime.",
-    )

@@ -25,7 +25,6 @@ from edgevlm.runtimes.mlx_thread import limit_memory, on_metal, one_line
 _INDEX = "model.safetensors.index.json"
 # Beside a model in its folder, and no part of it.
 _OTHER_WEIGHTS = ("consolidated", "adapter")
-_EMBEDDINGS = ("language_model.embed_tokens", "language_model.model.embed_tokens")
 _TINY = "edgevlm_tiny"
 
 
@@ -191,6 +190,18 @@ def _wrong_files(folder: Path) -> Iterator[None]:
             f"The MLX model in {folder} contradicts itself: {one_line(error)}.",
             hint="Fetch the model again, or convert it anew.",
         ) from error
+
+
+def embeddings_owner(loaded: Loaded) -> Any:
+    """The module whose `embed_tokens` is the table of token embeddings. Raises NotSupported."""
+    language = loaded.model.language_model
+    for owner in (language, getattr(language, "model", language)):
+        if hasattr(owner, "embed_tokens"):
+            return owner
+    raise NotSupported(
+        f"MLX models of type {loaded.config['model_type']!r} are not supported.",
+        hint="Their decoder has no table of token embeddings: use another runtime.",
+    )
 
 
 def _unknown(config: Config) -> NotSupported:

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
+from edgevlm.engine.cancel import Cancel
 from edgevlm.errors import DoesNotFit, EdgeVLMError, RuntimeFailed
 
 _P = ParamSpec("_P")
@@ -33,9 +34,10 @@ class _Worker:
         atexit.register(self._end)
 
     def submit(self, call: Callable[[], _T]) -> Future[_T]:
-        if not self._thread.is_alive():
-            raise RuntimeError("the program is ending")
         future: Future[_T] = Future()
+        if not self._thread.is_alive():
+            future.set_exception(RuntimeError("the program is ending"))
+            return future
         self._calls.put((future, call))
         return future
 
@@ -60,12 +62,32 @@ _worker = _Worker()
 
 def on_mlx_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call `function` there and wait. MLX's own errors become RuntimeFailed."""
+    return _result(_worker.submit(lambda: function(*args, **kwargs)))
+
+
+def on_mlx_thread_until(
+    cancel: Cancel, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """`on_mlx_thread`, but raise Interrupted when `cancel` is set: the work goes on, and
+    what comes after it waits."""
+    cancel.check()
+    future = _worker.submit(lambda: function(*args, **kwargs))
+    over = threading.Event()
+    future.add_done_callback(lambda _: over.set())
+    with cancel.calling(over.set):
+        over.wait()
+    if not future.done():
+        cancel.check()
+    return _result(future)
+
+
+def _result(future: Future[_T]) -> _T:
     try:
-        return _worker.submit(lambda: function(*args, **kwargs)).result()
+        return future.result()
     except (EdgeVLMError, MemoryError):
         raise
-    # MLX raises bare ones.
-    except (RuntimeError, ValueError) as error:
+    # MLX and the models of mlx-vlm raise whatever Python has.
+    except Exception as error:
         raise RuntimeFailed(
             f"MLX failed: {one_line(error)}.",
             hint="Verify the model's files; if they are whole, please report this.",
