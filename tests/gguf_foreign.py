@@ -113,7 +113,7 @@ _GEMMA_TEMPLATE = """{{ bos_token }}
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Foreign:
     """A folder with two GGUF files and nothing else, and the transformers model they hold.
     `special` gives the ids of the special tokens."""
@@ -181,7 +181,8 @@ def make_qwen25vl(folder: Path, seed: int = 0, template: str | None = QWEN_TEMPL
     return Foreign(folder, reference, {name: vocabulary[name] for name in _QWEN_SPECIAL})
 
 
-def make_gemma3(folder: Path, seed: int = 0) -> Foreign:
+def make_gemma3(folder: Path, seed: int = 0, *, space_prefix: bool = False) -> Foreign:
+    """`space_prefix` is for reading texts as if a space were before them, as Llama 2 does."""
     tokens, scores, types = _sentencepiece()
     special = {name: id_ for id_, name in enumerate(_GEMMA_SPECIAL)}
     config = transformers.Gemma3Config(
@@ -237,7 +238,7 @@ def make_gemma3(folder: Path, seed: int = 0) -> Foreign:
             "tokenizer.ggml.unknown_token_id": special["<unk>"],
             "tokenizer.ggml.padding_token_id": special["<pad>"],
             "tokenizer.ggml.add_bos_token": True,
-            "tokenizer.ggml.add_space_prefix": False,
+            "tokenizer.ggml.add_space_prefix": space_prefix,
             "tokenizer.chat_template": _GEMMA_TEMPLATE,
         },
         text,

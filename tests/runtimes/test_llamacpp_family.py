@@ -20,7 +20,9 @@ from edgevlm.errors import ModelCorrupt, NotSupported, TemplateError, UsageError
 from edgevlm.families import load_family
 from edgevlm.families.base import Turn
 from edgevlm.runtimes.llamacpp_family import MtmdFamily
+from edgevlm.runtimes.llamacpp_library import llama
 from edgevlm.runtimes.llamacpp_vision import LlamaCppVisionEncoder
+from edgevlm.runtimes.llamacpp_weights import load_weights
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -175,13 +177,37 @@ def test_equal_keys_mean_equal_pictures_at_equal_sizes(qwen: Foreign) -> None:
     assert family.preprocess(large[::-1]).key != key
 
 
-def test_text_comes_out_as_it_went_in(gemma: Foreign) -> None:
+@pytest.mark.parametrize("space_prefix", [False, True])
+def test_text_comes_out_as_it_went_in(tmp_path: Path, space_prefix: bool) -> None:
+    gemma = make_gemma3(tmp_path, space_prefix=space_prefix)
     family = family_of(gemma.folder)
-    text = " The cat \u2014 \u6f22 \U0001f388\n is black"
-    ids = family._vocabulary.encode_letters(text)
-    reader = Detokenizer(family.tokenizer)
-    assert "".join(map(reader.push, ids)) + reader.flush() == text
-    assert family.tokenizer.decode([*ids, gemma.special["<eos>"]]) == text
+    for text in (" The cat \u2014 \u6f22 \U0001f388\n is black", "The cat"):
+        ids = family._vocabulary.encode_letters(text)
+        reader = Detokenizer(family.tokenizer)
+        assert "".join(map(reader.push, ids)) + reader.flush() == text
+        assert family.tokenizer.decode([*ids, gemma.special["<eos>"]]) == text
+
+
+@pytest.mark.parametrize("space_prefix", [False, True])
+def test_a_prompt_has_the_tokens_that_llama_cpp_reads_in_it(
+    qwen: Foreign, tmp_path: Path, space_prefix: bool
+) -> None:
+    texts = {
+        qwen: "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nWhat is  it?\n\n 12<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
+        "<|im_start|>user\nAnd the dog?<|im_end|>\n<|im_start|>assistant\n",
+        make_gemma3(tmp_path, space_prefix=space_prefix): "<bos><start_of_turn>user\n"
+        "What is  it?\n\n 12<end_of_turn>\n<start_of_turn>model\nA cat.<end_of_turn>\n"
+        "<start_of_turn>user\nAnd the dog?<end_of_turn>\n<start_of_turn>model\n",
+    }
+    turns = [Turn("user", ("What is  it?\n\n 12",)), Turn("assistant", ("A cat.",))]
+    for foreign, text in texts.items():
+        parts = family_of(foreign.folder).render([*turns, Turn("user", ("And the dog?",))]).parts
+        weights = load_weights(llamacpp_files(foreign.folder).roles["decoder"])
+        vocabulary, data = llama.llama_model_get_vocab(weights.pointer), text.encode()
+        ids = (llama.llama_token * 200)()
+        count = llama.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, True)
+        assert parts == (tuple(ids[:count]),)
 
 
 def test_a_schema_can_rule_both_kinds_of_tokens(qwen: Foreign, gemma: Foreign) -> None:
