@@ -157,7 +157,7 @@ def load_model(
 def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
     store = Store(settings)
     sizes = sizes_of(name, store)
-    outlook = ThisMachine(sizes, settings.home)
+    outlook = ThisMachine(sizes, settings.home, settings.threads)
     placement = choose_placement(store.placements(name), runtime, outlook)
     check_fit(sizes, placement, settings, store.catalog)
     files = store.resolve(name, runtime=str(placement), progress=progress)

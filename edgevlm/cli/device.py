@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,10 +15,12 @@ from edgevlm.errors import DoesNotFit, EdgeVLMError, NotSupported, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgevlm.devices.outlook import OtherDevice, ThisMachine
+    from edgevlm.devices.outlook import OtherDevice, Sizes, ThisMachine
     from edgevlm.devices.plan import Candidate, DevicePlan
+    from edgevlm.devices.shape import ModelShape, Workload
     from edgevlm.engine.placement import Placement
     from edgevlm.models.store import Store
+    from edgevlm.settings import Settings
 
 EPILOG = """\b
 Examples:
@@ -58,9 +60,10 @@ def show(as_json: bool) -> None:
     from edgevlm.devices.threads import compute_threads
     from edgevlm.settings import load_settings
 
+    settings = load_settings()
     machine = this_machine(graphics=True)
-    threads = compute_threads()
-    speed = measured(load_settings().home, machine.fingerprint, threads)
+    threads = settings.threads or compute_threads()
+    speed = measured(settings.home, machine.fingerprint, threads)
     runtimes = _runtimes()
     if as_json:
         document = {
@@ -175,7 +178,7 @@ def plan(
             hint=f"`edgevlm model pull {name}` fetches it; then a plan can be made.",
         )
     offers = store.placements(name)
-    outlook = _outlook(sizes, profile, settings.home)
+    outlook = _outlook(sizes, profile, settings)
     width, height = _size(image_size)
     work = _work(sizes.shape, images, width, height, context or settings.context_length)
     made = make_plan(
@@ -190,14 +193,16 @@ def plan(
         raise _nothing(made, largest)
 
 
-def _outlook(sizes: Any, profile: str | None, home: Any) -> ThisMachine | OtherDevice:
+def _outlook(sizes: Sizes, profile: str | None, settings: Settings) -> ThisMachine | OtherDevice:
     from edgevlm.devices.outlook import OtherDevice, ThisMachine
     from edgevlm.devices.profiles import find_profile
 
-    return OtherDevice(sizes, find_profile(profile)) if profile else ThisMachine(sizes, home)
+    if profile:
+        return OtherDevice(sizes, find_profile(profile))
+    return ThisMachine(sizes, settings.home, settings.threads)
 
 
-def _work(shape: Any, images: int, width: int, height: int, context: int | None) -> Any:
+def _work(shape: ModelShape, images: int, width: int, height: int, context: int | None) -> Workload:
     from edgevlm.devices.shape import Workload
     from edgevlm.models.shapes import picture_tiles
 

@@ -193,7 +193,7 @@ def _chosen(name: str, runtime: str | None) -> str:
     store, settings = _store(), load_settings()
     offers = store.placements(name)
     if runtime is None:
-        outlook = ThisMachine(sizes_of(name, store), settings.home)
+        outlook = ThisMachine(sizes_of(name, store), settings.home, settings.threads)
         return str(choose_placement(offers, settings.runtime, outlook))
     spelled = [str(offer) for offer in offers]
     # A runtime alone means the language model's.

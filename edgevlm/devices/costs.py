@@ -18,6 +18,7 @@ from typing import Literal
 Processor = Literal["cpu", "gpu", "npu"]
 
 _MB = 10**6
+VOCABULARY = 650  # bytes of a token in the tokenizer, its merges included
 INTERPRETER = 45 * _MB  # Python with EdgeVLM and numpy, which is part of every `base`
 
 
@@ -96,7 +97,7 @@ _FOOTPRINTS = {
         measured=True,
     ),
     "llamacpp": Footprint(
-        base=90 * _MB,
+        base=115 * _MB,
         decoder=1.0,
         embeddings=1.0,
         vision=1.0,

@@ -36,8 +36,9 @@ class Measured:
 
 
 def measured(home: Path, fingerprint: str, threads: int) -> Measured:
-    """The figures of the machine that `fingerprint` names: from the home folder, or measured
-    now, which takes less than half a second, and kept there."""
+    """The figures of the machine that `fingerprint` names, on so many threads: from the home
+    folder, or measured now, which takes less than half a second, and kept there."""
+    fingerprint = f"{fingerprint} {threads}"
     kept = _kept(home / _FILE, fingerprint)
     if kept is None:
         kept = measure(threads)

@@ -26,11 +26,12 @@ class Sizes:
 
 
 class ThisMachine:
-    """The machine we run on; measured when the first speed is asked for."""
+    """The machine we run on; measured when the first speed is asked for. `threads` are compute
+    threads, None for as many as suit it."""
 
-    def __init__(self, sizes: Sizes, home: Path) -> None:
+    def __init__(self, sizes: Sizes, home: Path, threads: int | None = None) -> None:
         self.sizes = sizes
-        self._home = home
+        self._home, self._threads = home, threads
         # Asking a runtime takes some milliseconds, and one is in many placements.
         self._unavailable = cache(here.unavailable)
 
@@ -40,7 +41,7 @@ class ThisMachine:
 
     @cached_property
     def target(self) -> Target:
-        return this_target(self.machine, self._home)
+        return this_target(self.machine, self._home, self._threads)
 
     @property
     def apple(self) -> bool:

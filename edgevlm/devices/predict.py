@@ -1,7 +1,8 @@
 """How much memory a model takes on a device, and how fast it answers, before it is there.
 
 Memory adds up: weights as the runtime holds them, the KV cache at the asked context, what
-one tile's run of the vision encoder holds at once, and the runtime itself.
+one tile's run of the vision encoder holds at once, and the runtime itself with interpreter
+and tokenizer.
 
 Speed follows the roofline model (Williams, Waterman, Patterson: "Roofline", CACM 52/4,
 2009): large products are bound by compute, matrix-vector ones by the bandwidth at which
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from edgevlm.devices.costs import INTERPRETER, footprint, speed
+from edgevlm.devices.costs import INTERPRETER, VOCABULARY, footprint, speed
 from edgevlm.devices.shape import ModelShape, Weights, Workload
 from edgevlm.devices.target import Target
 from edgevlm.engine.placement import Placement
@@ -110,7 +111,7 @@ def predict_memory(
         weights=int(held),
         cache=decoder.cache_width * language.cache_bytes * context,
         activations=max(prompt, pictures),
-        runtime=base,
+        runtime=base + VOCABULARY * decoder.vocab,
     )
 
 

@@ -42,10 +42,13 @@ class Target:
         return self.memory
 
 
-def this_target(machine: Machine, home: Path) -> Target:
-    """This machine, measured if it has not been (0.4 s). Of a Mac's graphics processor the
-    speed comes from the profile of its chip, as that can't be measured without its runtime."""
-    found = measured(home, machine.fingerprint, compute_threads())
+def this_target(machine: Machine, home: Path, threads: int | None = None) -> Target:
+    """This machine on so many compute threads, measured if it has not been (0.4 s).
+
+    Of a Mac's graphics processor the speed comes from the profile of its chip, as that can't
+    be measured without its runtime.
+    """
+    found = measured(home, machine.fingerprint, threads or compute_threads())
     gflops: dict[Processor, float] = {"cpu": found.gflops}
     bandwidth, gpu_bandwidth = found.bandwidth, 0.0
     profile = profile_of_chip(machine.chip) if machine.apple_silicon else None

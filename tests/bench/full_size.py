@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -41,7 +42,28 @@ def make_source(folder: Path, size: str, *, small: bool = False) -> Path:
         tensors[name] = rng.standard_normal((n_vocab, dims.hidden), np.float32)
         tensors[name] *= dims.hidden**-0.5
     save_file(tensors, folder / "model.safetensors")
+    _fill_vocabulary(folder / "tokenizer.json", n_vocab)
     return folder
+
+
+def _fill_vocabulary(path: Path, n_vocab: int) -> None:
+    """Merges of any two letters, until there are as many tokens as rows: it takes memory."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    model, added = tokenizer["model"], tokenizer["added_tokens"]
+    # Special tokens keep their numbers only where the vocabulary has them too.
+    model["vocab"].update({token["content"]: token["id"] for token in added})
+    taken = set(model["vocab"].values())
+    free = iter(sorted(set(range(n_vocab)) - taken))
+    letters = [token for token in model["vocab"] if len(token) == 1]
+    for pair in itertools.product(letters, letters):
+        if "".join(pair) in model["vocab"]:
+            continue
+        token_id = next(free, None)
+        if token_id is None:
+            break
+        model["vocab"]["".join(pair)] = token_id
+        model["merges"].append(list(pair))
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def convert(source: Path, target: Path, runtime: str) -> Path:

@@ -22,7 +22,7 @@ def test_figures_are_kept_for_the_same_machine_only(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"fingerprint": "one", "gflops": 0, "bandwidth": 1}', "{\x00"]
+    "text", ["", "[]", "{}", '{"fingerprint": "one 1", "gflops": 0, "bandwidth": 1}', "{\x00"]
 )
 def test_a_broken_record_is_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
