@@ -25,6 +25,7 @@ from edgevlm.models.convert.measure import kl_divergence, top1_agreement
 from edgevlm.models.convert.prompts import CONVERSATIONS, forced_prompts, synthetic_picture
 from edgevlm.models.convert.workplace import Workplace, alone, restore
 from edgevlm.models.onnx_export import export_onnx
+from edgevlm.runtimes.coreml import CoreMLRuntime
 
 ONNX = Recipe("onnx")
 RECIPES = {
@@ -33,6 +34,8 @@ RECIPES = {
     "onnx at 8 bits": Recipe("onnx", 8, 8),
     "llamacpp": Recipe("llamacpp", quantize="q4_k_m"),
     "llamacpp at 16 bits": Recipe("llamacpp", 16, quantize="f16"),
+    "mlx": Recipe("mlx"),
+    "mlx at 16 bits": Recipe("mlx", 16, 32),
 }
 
 
@@ -61,6 +64,16 @@ def test_the_result_talks_and_says_what_it_cost(
     with Session(str(tmp_path / "made")) as session:
         assert session.model.runtime == {"vision": recipe.runtime, "language": recipe.runtime}
         assert session.ask("What is this?", images=[synthetic_picture(64)], max_tokens=4).tokens
+
+
+def test_what_can_not_run_here_is_looked_at_and_says_so(
+    smolvlm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CoreMLRuntime, "unavailable", lambda self: "Core ML wants macOS")
+    report = convert(str(smolvlm_source), Recipe("coreml", 16), output=tmp_path / "made")
+    assert report.check.reason == "Core ML wants macOS"
+    assert (report.check.kl_divergence, report.check.n_tokens) == (None, 0)
+    assert (tmp_path / "made" / "coreml" / "decoder.mlpackage" / "Manifest.json").is_file()
 
 
 def test_the_figures_are_those_of_transformers(smolvlm_source: Path, tmp_path: Path) -> None:
