@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from edgevlm.errors import ModelCorrupt
-from edgevlm.models.safetensors import SafetensorsFile
+from edgevlm.models.safetensors import SafetensorsFile, write_safetensors
 
 
 def test_reads_what_the_reference_writes(tmp_path: Path) -> None:
@@ -78,3 +79,22 @@ def test_the_lies_differ_from_the_truth(tmp_path: Path) -> None:
     path = tmp_path / "truth.safetensors"
     path.write_bytes(written(entry()))
     assert SafetensorsFile(path).read("t").tolist() == [0, 0, 0, 0]
+
+
+def test_the_reference_reads_what_we_write(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "words": np.arange(6, dtype=np.uint32).reshape(2, 3),
+        "halves": np.linspace(0, 1, 5, dtype=np.float16),
+        "turned": np.arange(12, dtype=np.float32).reshape(3, 4).T,
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 4), np.float32),
+        "big endian": np.arange(3, dtype=">i4"),
+    }
+    write_safetensors(path, tensors)
+    found, own = load_file(path), SafetensorsFile(path)
+    assert set(found) == set(own) == set(tensors)
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(own.read(name), array)
+        assert found[name].dtype == array.dtype.newbyteorder("<")
