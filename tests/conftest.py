@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from pathlib import Path
 
 import pytest
+
+# torch and llama.cpp share one OpenMP, which reads it when the first of them is loaded: its
+# workers would otherwise spin while they wait, and take the cores from other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _STATE = ("EDGEVLM_", "HF_", "HUGGING_FACE_")
 
@@ -14,8 +19,6 @@ _STATE = ("EDGEVLM_", "HF_", "HUGGING_FACE_")
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty `EDGEVLM_HOME`; no setting of the person who runs the tests gets in."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(_STATE):
             monkeypatch.delenv(name)

@@ -18,10 +18,11 @@ from edgevlm.runtimes.llamacpp_weights import (
     require_role,
 )
 
-# Positions of a prompt computed at once: they bound the memory of activations.
-_BATCH = 512
-# A context begins with cells for so many positions, and with room for an answer.
-_SMALLEST, _ROOM = 512, 128
+# Positions of a prompt computed at once: they bound the memory of activations. With 256 a
+# token took 3% less time and the process 4 MB more (135M at 4 bits, 2 threads).
+_BATCH = 128
+# llama.cpp gives out cells by so many; the room for an answer is a quarter of what is there.
+_CELLS, _SMALLEST_ROOM = 256, 128
 # The number comes from a file that anyone may have written.
 _LONGEST_CONTEXT = 2**20
 
@@ -148,8 +149,8 @@ class LlamaCppContext:
         sequence = self._sequence
         if sequence and sequence.capacity >= total and sequence.batch >= widest:
             return sequence
-        capacity = max(_SMALLEST, 1 << (total + _ROOM - 1).bit_length())
-        capacity = min(capacity, model.context_length)
+        room = max(_SMALLEST_ROOM, total // 4)
+        capacity = min(-(-(total + room) // _CELLS) * _CELLS, model.context_length)
         batch = max(_BATCH, widest)
         if sequence is None:
             self._sequence = model.open_sequence(capacity, batch)

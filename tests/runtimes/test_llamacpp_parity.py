@@ -50,7 +50,6 @@ def assert_agrees(
     """Answer, compare, and return how many positions were kept."""
     ids, logits, kept = ours.answer(context, prompt, STEPS)
     expected = reference.answer(name)
-    print(name, np.abs(logits - expected.logits).max(), logits.std())
     assert ids == expected.ids
     tolerance = PICTURES if prompt.images else TEXT
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=tolerance)
