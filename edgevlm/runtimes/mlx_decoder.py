@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from edgevlm.runtimes.mlx_cache import SequenceCache
 from edgevlm.runtimes.mlx_config import context_length, rope_fields
 from edgevlm.runtimes.mlx_loading import embeddings_owner, load
 from edgevlm.runtimes.mlx_positions import Positions
-from edgevlm.runtimes.mlx_thread import on_metal, on_mlx_thread
+from edgevlm.runtimes.mlx_thread import on_metal, on_mlx_thread, on_mlx_thread_until
 
 # Positions of a prompt run at once. A CPU takes 100 ms for one layer of 32.
 _CHUNK = 512 if on_metal() else 32
@@ -113,7 +114,10 @@ class MlxContext:
                     "Pictures whose rows see one another both ways are not known to this runtime.",
                     hint="Run this model with llama.cpp.",
                 )
-        return on_mlx_thread(self._extend, parts, count, cancel)
+        logits = on_mlx_thread_until(cancel, self._extend, parts, cancel)
+        # Only here: a call that was given up may have come to its end.
+        self.length += count
+        return logits
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on; the rest stays exact."""
@@ -125,28 +129,24 @@ class MlxContext:
     def close(self) -> None:
         self._cache = self._guess = None
 
-    def _extend(self, parts: Sequence[Part], count: int, cancel: Cancel) -> Logits:
-        cancel.check()
+    def _extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         cache = self._opened()
         token_id = _single_id(parts)
         try:
             if token_id is not None:
-                row = self._step(cache, token_id)
-            else:
-                self._cut(self.length)
-                row = self._prefill(cache, parts, cancel)
+                return self._step(cache, token_id)
+            self._cut(self.length)
+            return self._prefill(cache, parts, cancel)
         except BaseException:
             self._cut(self.length)
             raise
-        self.length += count
-        return row
 
     def _step(self, cache: SequenceCache, token_id: int) -> Logits:
         """One token. While the likeliest token keeps being chosen, the next step is begun on
         it before this one's logits are handed over, as a GPU that waits for Python does half
         the work. A guess that fails costs a step of the GPU and changes nothing."""
         guess, self._guess = self._guess, None
-        if guess is not None and guess.token_id == token_id:
+        if guess is not None and (guess.position, guess.token_id) == (self.length, token_id):
             logits = guess.logits
         else:
             self._cut(self.length)
@@ -162,7 +162,7 @@ class MlxContext:
         row = _to_numpy(logits)
         self._chosen = int(likeliest)
         if ahead is not None:
-            self._guess = _Guess(self._chosen, ahead)
+            self._guess = _Guess(self.length + 1, self._chosen, ahead)
         return row
 
     def _prefill(self, cache: SequenceCache, parts: Sequence[Part], cancel: Cancel) -> Logits:
@@ -200,12 +200,13 @@ class MlxContext:
         return self._cache
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class _Guess:
     """A step that runs already, on a token that was not chosen yet."""
 
-    def __init__(self, token_id: int, logits: mx.array) -> None:
-        self.token_id = token_id
-        self.logits = logits
+    position: int
+    token_id: int
+    logits: mx.array
 
 
 def _single_id(parts: Sequence[Part]) -> int | None:

@@ -68,8 +68,8 @@ def on_mlx_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwarg
 def on_mlx_thread_until(
     cancel: Cancel, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
 ) -> _T:
-    """`on_mlx_thread`, but raise Interrupted when `cancel` is set: the work goes on, and
-    what comes after it waits."""
+    """`on_mlx_thread`, but raise Interrupted as soon as `cancel` is set. `function` stops where
+    it looks at the flag itself, and what comes after it waits until then."""
     cancel.check()
     future = _worker.submit(lambda: function(*args, **kwargs))
     over = threading.Event()

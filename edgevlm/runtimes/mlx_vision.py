@@ -13,7 +13,7 @@ from edgevlm.engine.contract import Embeddings, LoadOptions, ModelFiles
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
 from edgevlm.runtimes.mlx_loading import load
-from edgevlm.runtimes.mlx_thread import on_mlx_thread
+from edgevlm.runtimes.mlx_thread import on_mlx_thread, on_mlx_thread_until
 
 
 class MlxVisionEncoder:
@@ -42,7 +42,7 @@ class MlxVisionEncoder:
                 f"The vision encoder takes {self._size} pictures, the processor makes {size}.",
                 hint="Its processor belongs to another model: fetch the model again.",
             )
-        return on_mlx_thread(self._encode, image, cancel)
+        return on_mlx_thread_until(cancel, self._encode, image, cancel)
 
     def close(self) -> None:
         self._tower = self._connector = None

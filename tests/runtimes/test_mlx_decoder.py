@@ -45,9 +45,10 @@ def assert_near(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
 
 
 def held(context: MlxContext) -> int:
-    """How much its cache holds, when no step is under way."""
-    assert context._cache is not None
-    return context._cache.length
+    """How much its cache holds, when what a cancel left behind has stopped."""
+    cache = context._cache
+    assert cache is not None
+    return on_mlx_thread(lambda: cache.length)
 
 
 def test_what_is_kept_after_a_cut_is_exact(model: MlxLanguageModel) -> None:
@@ -116,6 +117,21 @@ def test_a_cancel_in_decoding_leaves_what_was(model: MlxLanguageModel) -> None:
         context.extend([likely], CountedCancel(1))
     assert context.length == 20
     assert_near(context.extend([likely], Cancel()), cold(model, [*IDS[:20], *likely]))
+
+
+def test_a_step_that_was_given_up_and_came_to_its_end(model: MlxLanguageModel) -> None:
+    """As when the flag is set while the last layer is computed."""
+    context = model.new_context()
+    logits = context.extend([IDS[:20]], Cancel())
+    ids = list(IDS[:20])
+    for _ in range(2):
+        ids.append(int(logits.argmax()))
+        logits = context.extend([np.array([ids[-1]])], Cancel())
+    likely = np.array([logits.argmax()])
+    on_mlx_thread(context._extend, [likely], Cancel())
+    assert (context.length, held(context)) == (22, 24)
+    assert_near(context.extend([likely], Cancel()), cold(model, [*ids, *likely]))
+    assert context.length == 23
 
 
 def test_embeddings_of_another_runtime_go_in_between_ids(
@@ -222,8 +238,8 @@ def test_a_cancel_anywhere_in_a_picture(parts: MlxParts) -> None:
     asked = CountedCancel(10**6)
     expected = parts.vision.encode(image, asked)
     assert expected.shape == (image.n_tokens, parts.language.d_model)
-    # Before each tile, and after each of its layers.
-    assert asked.asked == 2 * (1 + 2)
+    # At the beginning, before each tile, and after each of its layers.
+    assert asked.asked == 1 + 2 * (1 + 2)
     for n in range(1, asked.asked + 1):
         with pytest.raises(Interrupted):
             parts.vision.encode(image, CountedCancel(n))
