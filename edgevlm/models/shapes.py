@@ -29,7 +29,9 @@ from edgevlm.settings import Settings
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SHARED = "onnx/weights.bin"  # of the built-in model: decoder and embeddings point into it
-_HALF = 2  # bytes of a weight of the vision tower where a file holds both parts
+# Bytes of a weight of the vision tower where MLX's files hold both parts: its converter
+# leaves the tower at 16 bits unless it is told to pack everything.
+_HALF, _PACKED = 2.0, {"4-bit": 9 / 16, "8-bit": 17 / 16}
 
 
 def sizes_of(name: str, store: Store) -> Sizes:
@@ -164,7 +166,7 @@ def _converted(shape: ModelShape | None) -> Weights | None:
         return None
     decoder = shape.decoder.layer_weights + shape.decoder.head_weights
     seen = shape.vision.weights if shape.vision else 0
-    return Weights(decoder * 9 // 16, seen * 2, bits={"decoder": "q4", "vision": "fp16"})
+    return Weights(decoder * 9 // 16, int(_HALF * seen), bits={"decoder": "q4", "vision": "fp16"})
 
 
 def _of_config(config: ConfigFile, folder: Path) -> ModelShape | None:
@@ -253,12 +255,12 @@ def _size(sizes: Mapping[str, int], path: str, paths: tuple[str, ...]) -> int:
 
 def _split(sizes: Mapping[str, int], bits: dict[str, str], shape: ModelShape | None) -> Weights:
     vision, decoder = sizes.get("vision_encoder", 0), sizes.get("decoder", 0)
-    both = sizes.get("weights", 0)
-    if both and not decoder:
-        # MLX: one set of files, whose vision tower its converter leaves at 16 bits.
-        if not vision and shape is not None and shape.vision is not None:
-            vision = min(both // 2, _HALF * shape.vision.weights)
-        decoder = both - (vision if "vision_encoder" not in sizes else 0)
+    if both := sizes.get("weights", 0):
+        seen = both // 2
+        if shape is not None and shape.vision is not None:
+            a_weight = _PACKED.get(bits.get("vision", ""), _HALF)
+            seen = min(seen, int(a_weight * shape.vision.weights))
+        vision, decoder = vision or seen, decoder or both - seen
     if shape is not None:
         count = shape.decoder.layer_weights + shape.decoder.head_weights
         bits["decoder"] = _told(bits.get("decoder"), decoder / count)
