@@ -82,3 +82,11 @@ def smolvlm_coreml(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("smolvlm-coreml")
     export_coreml(smolvlm_source, folder, bits=16, context_length=1024)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M's real weights at 4 bits, fetched once as the built-in model's are."""
+    from smollm2 import fetch
+
+    return fetch(tmp_path_factory.mktemp("smollm2-home"))
