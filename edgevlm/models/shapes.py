@@ -29,9 +29,9 @@ from edgevlm.settings import Settings
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SHARED = "onnx/weights.bin"  # of the built-in model: decoder and embeddings point into it
-# Bytes of a weight of the vision tower where MLX's files hold both parts: its converter
-# leaves the tower at 16 bits unless it is told to pack everything.
-_HALF, _PACKED = 2.0, {"4-bit": 9 / 16, "8-bit": 17 / 16}
+# Bytes of a weight at 16 bits, and at 4 with a scale and a bias for every 64. MLX's files hold
+# both parts, and its converter leaves the vision tower at 16 unless it is told to pack it too.
+_HALF, _PACKED = 2.0, 9 / 16
 
 
 def sizes_of(name: str, store: Store) -> Sizes:
@@ -258,8 +258,8 @@ def _split(sizes: Mapping[str, int], bits: dict[str, str], shape: ModelShape | N
     if both := sizes.get("weights", 0):
         seen = both // 2
         if shape is not None and shape.vision is not None:
-            a_weight = _PACKED.get(bits.get("vision", ""), _HALF)
-            seen = min(seen, int(a_weight * shape.vision.weights))
+            packed = both < _PACKED * 1.3 * shape.parameters
+            seen = min(seen, int((_PACKED if packed else _HALF) * shape.vision.weights))
         vision, decoder = vision or seen, decoder or both - seen
     if shape is not None:
         count = shape.decoder.layer_weights + shape.decoder.head_weights
