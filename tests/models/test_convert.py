@@ -143,8 +143,10 @@ def test_leaves_alone_what_it_has_not_made(smolvlm_source: Path, tmp_path: Path)
     (tmp_path / "mine" / "thesis.txt").write_text("the only copy")
     with pytest.raises(UsageError, match="no conversion made it"):
         convert(str(smolvlm_source), ONNX, output=tmp_path / "mine", force=True)
-    with pytest.raises(UsageError, match="its source"):
+    with pytest.raises(UsageError, match="the place of"):
         convert(str(smolvlm_source), ONNX, output=smolvlm_source, force=True)
+    with pytest.raises(UsageError, match="the place of"):
+        convert(str(smolvlm_source), ONNX, output=Path("/"), force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "the only copy"
 
 
@@ -253,19 +255,20 @@ def test_a_result_that_is_not_its_source_is_refused(
     with pytest.raises(ModelCorrupt, match="not what its source is"):
         convert(str(smolvlm_source), Recipe("onnx", 16), output=tmp_path / "made")
     assert not (tmp_path / "made").exists()
+    assert not list(tmp_path.glob(".*.converting"))
 
 
 def _honest_logits(source: Path, path: Path, progress: object) -> None:
     np.save(path, _by_transformers(source))
 
 
-def _altered(source: Path, folder: Path) -> Path:
-    """A copy with one projection of the decoder set to nought."""
+def _altered(source: Path, folder: Path, value: float = 0) -> Path:
+    """A copy with one projection of the decoder all `value`."""
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(source, folder)
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.text_model.layers.1.mlp.down_proj.weight"][:] = 0
+    tensors["model.text_model.layers.1.mlp.down_proj.weight"][:] = value
     save_file(tensors, folder / "model.safetensors")
     return folder
 
@@ -291,6 +294,22 @@ def test_weights_of_the_hub(smolvlm_source: Path, hub: HubServer, tmp_path: Path
     assert not hub.gets("notes.bin")
     convert("acme/small-vlm", Recipe("onnx", 8), output=tmp_path / "other")
     assert len(hub.gets("model.safetensors")) == 1
+
+
+def test_files_of_the_hub_are_named_after_their_repository(
+    smolvlm_source: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    hub.add("acme/small-vlm", {p.name: p.read_bytes() for p in smolvlm_source.iterdir()})
+    report = convert("acme/small-vlm", RECIPES["llamacpp"])
+    names = sorted(path.name for path in Path(report.folder).glob("*.gguf"))
+    assert names == ["mmproj-small-vlm-F16.gguf", "small-vlm-Q4_K_M.gguf"]
+
+
+def test_weights_that_are_no_numbers(smolvlm_source: Path, tmp_path: Path) -> None:
+    source = _altered(smolvlm_source, tmp_path / "altered", value=np.nan)
+    with pytest.raises(ModelCorrupt, match="no numbers"):
+        convert(str(source), Recipe("onnx", 16))
+    assert not list(tmp_path.glob(".*.converting"))
 
 
 def test_what_can_not_be_converted(smolvlm_source: Path, hub: HubServer, tmp_path: Path) -> None:

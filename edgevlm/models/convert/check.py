@@ -30,13 +30,21 @@ _MOST_AT_16_BITS = 0.01
 
 
 def source_logits(source: Path, path: Path, progress: Progress) -> None:
-    """Save the source's own logits float32 [n_tokens, n_vocab] on the fixed prompt set."""
+    """Save the source's own logits float32 [n_tokens, n_vocab] on the fixed prompt set.
+
+    Raises ModelCorrupt where they are no numbers.
+    """
     from edgevlm.models.onnx_export import export_onnx
 
     folder = path.with_name("reference")
     shutil.rmtree(folder, ignore_errors=True)
     export_onnx(source, folder, decoder_bits=32, vision_bits=32)
     rows = _logits(folder, "onnx", "Asking the source ...", progress)
+    if not np.isfinite(rows).all():
+        raise ModelCorrupt(
+            "The source's weights give logits that are no numbers.",
+            hint="Fetch or train them again; there is nothing to convert in them.",
+        )
     draft = path.with_suffix(".part.npy")
     np.save(draft, rows)
     draft.replace(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm import __version__
-from edgevlm.errors import ModelUnavailable, NoSpace, UsageError
+from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, UsageError
 from edgevlm.families import load_family
 from edgevlm.models.convert.check import check, source_logits
 from edgevlm.models.convert.recipe import Recipe
@@ -50,8 +50,8 @@ def convert(
     source = find_source(name, settings, progress)
     load_family(source.folder)
     output = Path(output or f"{source.name}-{recipe.runtime}").expanduser().absolute()
-    if output.resolve() == source.folder.resolve():
-        raise UsageError("The result can't take the place of its source.", hint="Use --output.")
+    if not output.name or output.resolve() == source.folder.resolve():
+        raise UsageError(f"The result can't take the place of {output}.", hint="Use --output.")
     key = _key(source, recipe)
     with _disk_errors(output), alone(output, settings.home / "locks"):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +78,13 @@ def _make(source: Source, recipe: Recipe, output: Path, key: str, progress: Prog
     needed = int(source.n_parameters * recipe.bytes_per_parameter) - _bytes_in(work.folder)
     require_space(output.parent, max(needed, 0), f"Converting {source.name}")
     try:
-        work.stage("files", lambda: recipe.write(source.folder, work.files, progress))
+        work.stage("files", lambda: recipe.write(source.folder, work.files, source.name, progress))
         expected = work.folder / "source_logits.npy"
         work.stage("source", lambda: source_logits(source.folder, expected, progress))
         found = check(work.files, recipe, np.load(expected), progress)
+    except ModelCorrupt:
+        work.discard()
+        raise
     finally:
         progress.finish()
     report = Report(

@@ -100,8 +100,9 @@ class Recipe:
                 hint=f"pip install 'edgevlm[{extras}]'",
             )
 
-    def write(self, source: Path, target: Path, progress: Progress) -> None:
-        """Write the runtime's files and the model's configuration into `target`.
+    def write(self, source: Path, target: Path, name: str, progress: Progress) -> None:
+        """Write the runtime's files and the model's configuration into `target`; `name` goes
+        into those of llama.cpp.
 
         Raises ModelCorrupt, NotSupported, NoSpace, RuntimeFailed, and OSError.
         """
@@ -111,7 +112,7 @@ class Recipe:
         if self.runtime == "onnx":
             options = {"decoder_bits": self.bits, "exact": True, "suffixes": True}
         elif self.quantize is not None:
-            options = {"quantize": self.quantize}
+            options = {"quantize": self.quantize, "name": name}
         export(source, target, vision_bits=self.vision_bits, progress=progress, **options)
 
 

@@ -44,6 +44,10 @@ class Workplace:
             self._done.append(name)
             self._remember()
 
+    def discard(self) -> None:
+        """Keep nothing of what can't become a result."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def publish(self) -> None:
         """Put the result in its place: whole, or the old one stays. Raises OSError."""
         for path in self.files.rglob("*"):
@@ -58,7 +62,7 @@ class Workplace:
             raise
         sync_folder(self._output.parent)
         shutil.rmtree(self._old, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.discard()
 
     def _recall(self) -> list[str] | None:
         try:
