@@ -90,16 +90,18 @@ def predict_memory(
 
     KV cache: 2 x layers x kv_heads x head_dim x bytes x tokens.
     """
-    language, vision = footprint(placement.language), footprint(placement.vision)
+    language = footprint(placement.language, weights.bits.get("decoder", ""))
+    vision = footprint(placement.vision)
     half = weights.bits.get("vision", "").lower() in _HALF
     held = (
         weights.decoder * language.decoder
         + weights.embeddings * language.embeddings
         + weights.vision * (vision.vision_fp16 if half else vision.vision)
     )
-    # The interpreter is in both, once.
-    bases = {language.base, vision.base}
-    base = sum(bases) - (len(bases) - 1) * INTERPRETER
+    # The interpreter is part of both.
+    base = language.base
+    if placement.vision != placement.language:
+        base += vision.base - INTERPRETER
     if shape is None:
         return Memory(int(held), 0, 0, base)
     decoder = shape.decoder
