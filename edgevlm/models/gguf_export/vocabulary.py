@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 
 from edgevlm.errors import ModelCorrupt, NotSupported
-from edgevlm.families.config_files import ConfigFile, read_tokenizer
+from edgevlm.families.config_files import read_tokenizer, special_tokens
 from edgevlm.models.gguf_export.writer import Value
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
@@ -18,8 +18,12 @@ _LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Special tokens by the names that a Hugging Face folder has for them, and llama.cpp's.
-_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+_SPECIAL = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+}
 
 
 def tokenizer_metadata(source: Path, vocab_size: int) -> dict[str, Value]:
@@ -44,9 +48,9 @@ def tokenizer_metadata(source: Path, vocab_size: int) -> dict[str, Value]:
         "tokenizer.ggml.add_space_prefix": False,
     }
     ids = {token: id_ for id_, token in enumerate(tokens)}
-    for name, token in _special_tokens(source).items():
+    for name, token in special_tokens(source).items():
         if token in ids:
-            metadata[f"tokenizer.ggml.{_SPECIAL[name]}_token_id"] = ids[token]
+            metadata[_SPECIAL[name]] = ids[token]
     return metadata
 
 
@@ -104,14 +108,3 @@ def _adds_bos(post_processor: Mapping[str, Any] | None) -> bool:
         step["type"] == "TemplateProcessing" and "SpecialToken" in (step.get("single") or [{}])[0]
         for step in steps
     )
-
-
-def _special_tokens(source: Path) -> dict[str, str]:
-    fields = ConfigFile.read_if_there(source, "tokenizer_config.json").fields
-    found: dict[str, str] = {}
-    for name in _SPECIAL:
-        value: Any = fields.get(f"{name}_token")
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            found[name] = value
-    return found
