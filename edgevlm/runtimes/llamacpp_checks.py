@@ -47,9 +47,12 @@ def check_idefics3(header: GgufHeader) -> int:
         **dict.fromkeys(("v.patch_embd.bias", "v.post_ln.weight", "v.post_ln.bias"), (size,)),
     }
     for layer in range(header.count(f"{_VISION}.block_count")):
-        shapes |= {
-            f"v.blk.{layer}.{name}": shape for name, shape in _layer_shapes(size, inner).items()
-        }
+        blk = f"v.blk.{layer}"
+        # Files of early 2025, the published ones among them, have the two names the other way
+        # round; llama.cpp goes by their shapes.
+        swapped = header.shape(f"{blk}.ffn_up.weight")[-2:] == (size, inner)
+        widths = (size, inner) if swapped else (inner, size)
+        shapes |= {f"{blk}.{name}": shape for name, shape in _layer_shapes(size, *widths).items()}
         # As it goes, so that a count of billions ends with the first layer that is missing.
         header.check_shapes(shapes)
         shapes = {}
@@ -58,11 +61,12 @@ def check_idefics3(header: GgufHeader) -> int:
     return width
 
 
-def _layer_shapes(size: int, inner: int) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(size: int, up: int, down: int) -> dict[str, tuple[int, ...]]:
+    """`up` and `down` are how many numbers these products give."""
     products = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_out"), (size, size)),
-        "ffn_up": (inner, size),
-        "ffn_down": (size, inner),
+        "ffn_up": (up, down),
+        "ffn_down": (down, up),
     }
     shapes: dict[str, tuple[int, ...]] = {
         f"{norm}.{part}": (size,) for norm in ("ln1", "ln2") for part in ("weight", "bias")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from llamacpp_parts import OPTIONS, llamacpp_files
 from smolvlm_factory import load_reference, make_processor_files
 
@@ -73,6 +74,34 @@ def test_it_needs_no_decoder(
     other = LlamaCppVisionEncoder(alone, OPTIONS)
     np.testing.assert_array_equal(other.encode(image, Cancel()), encoder.encode(image, Cancel()))
     other.close()
+
+
+def test_files_with_the_old_names_of_the_mlp(
+    encoder: LlamaCppVisionEncoder, image: ImageInput, smolvlm_gguf: Path, tmp_path: Path
+) -> None:
+    """As llama.cpp's converter wrote them until 2025, and as they are published."""
+    files = llamacpp_files(smolvlm_gguf)
+    reader = GGUFReader(files.roles["vision_encoder"])
+    writer = GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        if field.types[0] == GGUFValueType.ARRAY:
+            writer.add_array(name, field.contents())
+        else:
+            writer.add_key_value(name, field.contents(), field.types[0])
+    swap = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+    for tensor in reader.tensors:
+        parts = [swap.get(part, part) for part in tensor.name.split(".")]
+        writer.add_tensor(".".join(parts), np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    roles = {"vision_encoder": tmp_path / "mmproj.gguf"}
+    old = LlamaCppVisionEncoder(ModelFiles("old", files.folder, roles), OPTIONS)
+    np.testing.assert_array_equal(old.encode(image, Cancel()), encoder.encode(image, Cancel()))
+    old.close()
 
 
 @pytest.mark.parametrize("looks", [2, 10, 60])
