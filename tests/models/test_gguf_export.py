@@ -261,16 +261,40 @@ def test_numbers_beyond_16_bits_are_refused(copy: Path) -> None:
     export_gguf(copy, copy.parent / "target", quantize="f32")
 
 
-def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(copy: Path) -> None:
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+LLAMA_3 = {
+    "type": "Split",
+    "pattern": {
+        "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    },
+    "behavior": "Isolated",
+    "invert": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("gpt-2", [BYTE_LEVEL | {"use_regex": True}]),
+        ("llama-bpe", [LLAMA_3, BYTE_LEVEL | {"use_regex": False}]),
+    ],
+)
+def test_other_ways_to_part_words(copy: Path, name: str, steps: list[dict[str, Any]]) -> None:
     path = copy / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    change_json(path, pre_tokenizer={"type": "Whitespace"})
+    change_json(path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+    made = export_gguf(copy, copy.parent / "target", quantize="f32")
+    assert GGUFReader(made.decoder).get_field("tokenizer.ggml.pre").contents() == name
+    vocabulary = Vocabulary(load_weights(made.decoder))
+    tokenizer = Tokenizer.from_file(str(path))
+    for text in ("Which of them,\n in 1987?\n\n  Don't  ", "(picture) the cat's 405"):
+        assert vocabulary.encode_letters(text) == tokenizer.encode(text).ids
+
+
+def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused(copy: Path) -> None:
+    change_json(copy / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(NotSupported, match="Whitespace"):
         export_gguf(copy, copy.parent / "target")
-    byte_level = raw["pre_tokenizer"]["pretokenizers"][1]
-    change_json(path, pre_tokenizer=byte_level)
-    made = export_gguf(copy, copy.parent / "target", quantize="f32")
-    assert GGUFReader(made.decoder).get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
 def test_a_token_without_an_embedding_is_refused(copy: Path) -> None:
