@@ -265,7 +265,8 @@ def _describe(made: DevicePlan) -> None:
         speed = ""
         if each.timing is not None and each.memory is not None:
             speed = f" [{_gb(each.memory.total)}, {each.timing.tokens_per_second:.0f} tok/s]"
-        click.echo(f"    {each.placement}: {each.refused}{speed}")
+        line = f"{each.placement}: {each.refused}{speed}"
+        click.echo(click.wrap_text(line, 80, initial_indent="    ", subsequent_indent="      "))
 
 
 def _describe_chosen(chosen: Candidate, room: int) -> None:
@@ -289,8 +290,8 @@ def _describe_chosen(chosen: Candidate, room: int) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
-    if match is None or "0" in (match[1].strip("0") or "0", match[2].strip("0") or "0"):
+    match = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text.strip())
+    if match is None:
         raise UsageError(f"{text!r} is no size of a picture.", hint="Write it as 1024x768.")
     return int(match[1]), int(match[2])
 

@@ -150,7 +150,7 @@ def _reason(candidate: Candidate, chosen: Candidate | None, target: Target) -> C
     if reason is None and chosen is not None and chosen.timing and candidate.timing:
         theirs, ours = candidate.timing.answer, chosen.timing.answer
         word = "slower" if theirs > ours else "after the device's own runtime"
-        reason = f"{word}: an answer in {theirs:.2f} s, {chosen.placement} in {ours:.2f} s"
+        reason = f"{word}: {theirs:.2f} s an answer, {chosen.placement} {ours:.2f} s"
     return replace(candidate, refused=reason or "comes after the chosen one")
 
 
