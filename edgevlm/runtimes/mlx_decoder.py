@@ -147,23 +147,26 @@ class MlxContext:
         the work. A guess that fails costs a step of the GPU and changes nothing."""
         guess, self._guess = self._guess, None
         if guess is not None and (guess.position, guess.token_id) == (self.length, token_id):
-            logits = guess.logits
+            step = guess.step
         else:
             self._cut(self.length)
-            logits = self._model.forward(
-                cache, self._model.look_up(mx.array([token_id]))[None], self._positions
-            )[-1]
-        likeliest = mx.argmax(logits)
+            step = self._begin(cache, mx.array([token_id]))
         ahead = None
         if token_id == self._chosen and cache.length < self._model.context_length:
-            embedding = self._model.look_up(likeliest[None])[None]
-            ahead = self._model.forward(cache, embedding, self._positions)[-1]
-            mx.async_eval(ahead)
-        row = _to_numpy(logits)
-        self._chosen = int(likeliest)
+            ahead = self._begin(cache, step.likeliest[None])
+        row = _to_numpy(step.logits)
+        self._chosen = int(step.likeliest)
         if ahead is not None:
             self._guess = _Guess(self.length + 1, self._chosen, ahead)
         return row
+
+    def _begin(self, cache: SequenceCache, ids: mx.array) -> _Step:
+        """Have one token computed. What is read of it is queued with it: an operation of its
+        own would wait behind the step that is begun ahead."""
+        logits = self._model.forward(cache, self._model.look_up(ids)[None], self._positions)[-1]
+        step = _Step(logits.astype(mx.float32), mx.argmax(logits))
+        mx.async_eval(step.logits, step.likeliest)
+        return step
 
     def _prefill(self, cache: SequenceCache, parts: Sequence[Part], cancel: Cancel) -> Logits:
         """All but the last position in chunks, whose logits nobody computes, then the last."""
@@ -201,12 +204,20 @@ class MlxContext:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class _Step:
+    """Logits float32 [n_vocab] and their maximum's index, under way."""
+
+    logits: mx.array
+    likeliest: mx.array
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class _Guess:
     """A step that runs already, on a token that was not chosen yet."""
 
     position: int
     token_id: int
-    logits: mx.array
+    step: _Step
 
 
 def _single_id(parts: Sequence[Part]) -> int | None:
