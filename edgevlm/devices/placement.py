@@ -13,6 +13,7 @@ from edgevlm.errors import EdgeVLMError, NotSupported, UsageError
 from edgevlm.runtimes import get_runtime, installed_runtimes
 
 AUTO = "auto"
+_WORTH_TWO = 1.1
 
 
 class Outlook(Protocol):
@@ -74,8 +75,7 @@ def rank(
     """The placements that fit what is wanted, the best first, each with its refusal if any."""
     asked = _asked(wanted)
     if asked is not None:
-        whole = "+" in wanted
-        offers = [p for p in offers if p == asked or (not whole and p.language == asked.language)]
+        offers = _fitting(offers, asked, spelled="+" in wanted)
     refused = outlook.refusal if outlook is not None else refusal
     apple = outlook.apple if outlook is not None else _on_apple()
     options = [Option(p, refused(p)) for p in sorted(offers, key=lambda p: _preference(p, apple))]
@@ -86,7 +86,22 @@ def rank(
     seconds = {placement: outlook.seconds(placement) for placement in able}
     if None in seconds.values():
         return options  # what can't be foreseen can't be compared
-    return sorted(options, key=lambda o: seconds.get(o.placement) or float("inf"))
+    return sorted(options, key=lambda o: _foreseen(o.placement, seconds.get(o.placement)))
+
+
+def _fitting(offers: Sequence[Placement], asked: Placement, *, spelled: bool) -> list[Placement]:
+    """Of the offers what was asked for. A runtime by its name alone takes both parts where it
+    can, and else the language model."""
+    if asked in offers or spelled:
+        return [p for p in offers if p == asked]
+    return [p for p in offers if p.language == asked.language]
+
+
+def _foreseen(placement: Placement, seconds: float | None) -> float:
+    """Two runtimes instead of one must be worth their memory and their loading."""
+    if seconds is None:
+        return float("inf")
+    return seconds * (_WORTH_TWO if placement.vision != placement.language else 1.0)
 
 
 def refusal(placement: Placement) -> str | None:

@@ -63,10 +63,19 @@ def test_on_apple_chips_mlx_comes_first_and_core_ml_sees_where_it_can() -> None:
     assert str(choose_placement(some, "auto", without)) == "llamacpp"
 
 
-def test_a_runtime_by_name_means_the_language_model() -> None:
+def test_a_runtime_by_name_takes_both_parts_or_else_the_language_model() -> None:
     outlook = Foreseen({"llamacpp": 5, "onnx+llamacpp": 3, "onnx": 1})
     some = offers("onnx", "llamacpp", "onnx+llamacpp")
+    assert str(choose_placement(some, "llamacpp", outlook)) == "llamacpp"
+    some = offers("onnx", "onnx+llamacpp")
     assert str(choose_placement(some, "llamacpp", outlook)) == "onnx+llamacpp"
+
+
+@pytest.mark.parametrize(("mixed", "chosen"), [(0.95, "onnx"), (0.8, "onnx+llamacpp")])
+def test_two_runtimes_must_be_worth_it(mixed: float, chosen: str) -> None:
+    outlook = Foreseen({"onnx": 1.0, "onnx+llamacpp": mixed})
+    some = offers("onnx", "onnx+llamacpp")
+    assert str(choose_placement(some, "auto", outlook)) == chosen
 
 
 def test_what_is_asked_for_is_obeyed_or_refused_with_its_reason() -> None:
