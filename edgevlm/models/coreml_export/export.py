@@ -92,6 +92,7 @@ def _write(
 def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends without an error."""
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = staging.with_name(f"{staging.name}-old")
     try:
         yield staging
         for path in staging.rglob("*"):
@@ -99,11 +100,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
                 sync_file(path)
         staging.chmod(0o755)
         if folder.exists():
-            folder.rename(staging.with_suffix(".old"))
-        staging.rename(folder)
+            folder.rename(old)
+        try:
+            staging.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
         sync_folder(folder.parent)
     finally:
-        for leftover in (staging, staging.with_suffix(".old")):
+        for leftover in (staging, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
