@@ -53,7 +53,7 @@ def export_onnx(
 
     `decoder_bits` 32, 16, 8 or 4 and `vision_bits` 32, 16 or 8 are the widths of the
     weights. At 4 bits `exact` keeps activations at 32 bits, which moves no first choice and
-    decodes at about 0.8 of the speed. `suffixes` says the widths in the files' names, and
+    decodes at about 0.75 of the speed. `suffixes` says the widths in the files' names, and
     goes on where an earlier call has ended: what has its name is whole. Raises ModelCorrupt,
     NotSupported, and UsageError for other widths.
     """

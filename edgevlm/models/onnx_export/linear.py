@@ -12,7 +12,7 @@ from edgevlm.models.onnx_export.quantize import BLOCK, pack_levels, quantize_blo
 # SmolLM2-135M at 4 bits they move 3% of the first choices, wherever they are used: rounding
 # the inputs of but one group of products, or of the head, moves more than 1%.
 INT8_ACTIVATIONS = 4
-# Activations as they are. ONNX Runtime has kernels for it at 4 bits (about 0.8 of the decoding
+# Activations as they are. ONNX Runtime has kernels for it at 4 bits (about 0.75 of the decoding
 # speed, prefill as fast); weights of 8 bits are widened whole at every call, 10 times slower.
 FLOAT_ACTIVATIONS = 1
 # As many first choices of an 8-bit head are computed again from activations as they are.
