@@ -25,6 +25,7 @@ from edgevlm.models.layouts import discover
 from edgevlm.models.names import HubId
 from edgevlm.models.plan import find_target
 from edgevlm.models.store import Store, paths_in
+from edgevlm.models.vlm_config import MODEL_TYPES, ModelConfig, read_config
 from edgevlm.settings import Settings
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -172,6 +173,8 @@ def _converted(shape: ModelShape | None) -> Weights | None:
 def _of_config(config: ConfigFile, folder: Path) -> ModelShape | None:
     if "text_config" not in config.fields:
         return None
+    if config.fields.get("model_type") in MODEL_TYPES:
+        return _of_smolvlm(read_config(folder), folder)
     text = config.nested("text_config")
     heads = text.positive("num_attention_heads")
     hidden = text.positive("hidden_size")
@@ -186,25 +189,34 @@ def _of_config(config: ConfigFile, folder: Path) -> ModelShape | None:
         vocab=text.positive("vocab_size"),
     )
     context = text.positive("max_position_embeddings")
-    return ModelShape(decoder, _vision_of_config(config, folder), context)
+    return ModelShape(decoder, None, context)
 
 
-def _vision_of_config(config: ConfigFile, folder: Path) -> VisionShape | None:
-    fields = config.fields.get("vision_config")
-    if not isinstance(fields, dict) or "scale_factor" not in config.fields:
-        return None
-    vision = config.nested("vision_config")
+def _of_smolvlm(config: ModelConfig, folder: Path) -> ModelShape:
+    text, vision = config.text, config.vision
     processor = ConfigFile.read_if_there(folder, "preprocessor_config.json")
     size = processor.fields.get("size")
-    return VisionShape.transformer(
-        tile=vision.positive("image_size"),
-        patch=vision.positive("patch_size"),
-        layers=vision.positive("num_hidden_layers"),
-        hidden=vision.positive("hidden_size"),
-        intermediate=vision.positive("intermediate_size"),
-        heads=vision.positive("num_attention_heads"),
-        scale_factor=config.positive("scale_factor"),
-        longest_edge=size.get("longest_edge") if isinstance(size, dict) else None,
+    return ModelShape(
+        DecoderShape(
+            layers=text.n_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=text.n_heads,
+            kv_heads=text.n_kv_heads,
+            head_dim=text.head_dim,
+            vocab=text.vocab_size,
+        ),
+        VisionShape.transformer(
+            tile=vision.image_size,
+            patch=vision.patch_size,
+            layers=vision.n_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.n_heads,
+            scale_factor=vision.scale_factor,
+            longest_edge=size.get("longest_edge") if isinstance(size, dict) else None,
+        ),
+        text.max_length,
     )
 
 

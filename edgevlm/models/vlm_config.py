@@ -12,6 +12,8 @@ from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.models.llama import LlamaShape
 
 MODEL_TYPES = ("smolvlm", "idefics3")
+# The numbers come from a file that anyone may have written.
+_LARGEST, _MOST_LAYERS = 2**24, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +55,31 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return ModelConfig(
             text=_text_config(raw["text_config"]),
-            vision=_vision_config(raw["vision_config"], int(raw.get("scale_factor", 2))),
+            vision=_vision_config(raw["vision_config"], _count(raw, "scale_factor", 2)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelCorrupt(f"{folder}/config.json lacks a part: {error}.") from error
+        raise ModelCorrupt(f"{folder}/config.json is not what it should be: {error}.") from error
 
 
 def _text_config(raw: Mapping[str, Any]) -> LlamaShape:
-    # Defaults are those of transformers' `Idefics3Config` and `LlamaConfig`.
+    # Defaults are those of transformers' `LlamaConfig`.
     _require(raw.get("model_type", "llama"), ("llama",), "decoder type")
     _require(raw.get("hidden_act", "silu"), ("silu",), "decoder activation")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     _require(rope.get("rope_type", rope.get("type", "default")), ("default",), "rotary embedding")
-    hidden_size = int(raw.get("hidden_size", 4096))
-    n_heads = int(raw.get("num_attention_heads", 32))
+    hidden_size = _count(raw, "hidden_size", 4096)
+    n_heads = _count(raw, "num_attention_heads", 32)
     return LlamaShape(
         hidden_size=hidden_size,
-        intermediate_size=int(raw.get("intermediate_size", 11008)),
-        n_layers=int(raw.get("num_hidden_layers", 32)),
+        intermediate_size=_count(raw, "intermediate_size", 11008),
+        n_layers=_count(raw, "num_hidden_layers", 32, _MOST_LAYERS),
         n_heads=n_heads,
-        n_kv_heads=int(raw.get("num_key_value_heads") or n_heads),
-        head_dim=int(raw.get("head_dim") or hidden_size // n_heads),
-        vocab_size=int(raw.get("vocab_size", 32000)),
-        max_length=int(raw.get("max_position_embeddings", 2048)),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        n_kv_heads=_count(raw, "num_key_value_heads", n_heads),
+        head_dim=_count(raw, "head_dim", hidden_size // n_heads),
+        vocab_size=_count(raw, "vocab_size", 32000),
+        max_length=_count(raw, "max_position_embeddings", 2048),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
     )
 
@@ -87,17 +89,25 @@ def _vision_config(raw: Mapping[str, Any], scale_factor: int) -> VisionConfig:
     activation = raw.get("hidden_act", "gelu_pytorch_tanh")
     _require(activation, tuple(gelus), "vision activation")
     return VisionConfig(
-        hidden_size=int(raw.get("hidden_size", 1152)),
-        intermediate_size=int(raw.get("intermediate_size", 3072)),
-        n_layers=int(raw.get("num_hidden_layers", 12)),
-        n_heads=int(raw.get("num_attention_heads", 16)),
-        n_channels=int(raw.get("num_channels", 3)),
-        image_size=int(raw.get("image_size", 224)),
-        patch_size=int(raw.get("patch_size", 32)),
+        hidden_size=_count(raw, "hidden_size", 1152),
+        intermediate_size=_count(raw, "intermediate_size", 3072),
+        n_layers=_count(raw, "num_hidden_layers", 12, _MOST_LAYERS),
+        n_heads=_count(raw, "num_attention_heads", 16),
+        n_channels=_count(raw, "num_channels", 3),
+        image_size=_count(raw, "image_size", 224),
+        patch_size=_count(raw, "patch_size", 32),
         layer_norm_eps=float(raw.get("layer_norm_eps", 1e-6)),
         gelu=gelus[activation],
         scale_factor=scale_factor,
     )
+
+
+def _count(raw: Mapping[str, Any], name: str, default: int, most: int = _LARGEST) -> int:
+    value = raw.get(name)
+    value = default if value is None else value
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]}")
+    return value
 
 
 def _require(found: Any, known: tuple[str, ...], what: str) -> None:

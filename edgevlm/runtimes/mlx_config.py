@@ -15,7 +15,29 @@ Config: TypeAlias = dict[str, Any]
 _AGAIN = "Fetch the model again, or check that the folder is complete."
 _LONGEST_CONTEXT = 2**20
 _MOST_LAYERS = 1000
-_LLAMA_THETA = 10000.0
+# What transformers' `LlamaConfig` and `Idefics3VisionConfig` take for a field that is left out;
+# mlx-vlm takes what some one model has there.
+_TEXT = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+_VISION = {
+    "model_type": "idefics3_vision",
+    "hidden_size": 1152,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 32,
+    "layer_norm_eps": 1e-6,
+}
 # Architectures whose decoder's fields mlx-vlm reads at the top, where they once were.
 _FLAT_TYPES = ("qwen2_vl", "qwen2_5_vl")
 # Architectures whose decoder in mlx-vlm is a plain Llama beside a SigLIP tower.
@@ -119,10 +141,14 @@ def _flattened(config: Config) -> Config:
 
 
 def _check_llama(path: Path, config: Config) -> None:
-    text, vision = text_config(config), config.get("vision_config") or {}
+    text, vision = text_config(config), config.setdefault("vision_config", {})
+    for part, defaults in ((text, _TEXT), (vision, _VISION)):
+        for name, value in defaults.items():
+            part.setdefault(name, value)
+    text.setdefault("num_key_value_heads", text["num_attention_heads"])
     rope = rope_fields(config)
     known = {
-        "decoder type": (text.get("model_type", "llama"), "llama"),
+        "decoder type": (text["model_type"], "llama"),
         "decoder activation": (text.get("hidden_act", "silu"), "silu"),
         "rotary embedding": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "vision activation": (vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
@@ -133,12 +159,10 @@ def _check_llama(path: Path, config: Config) -> None:
                 f"The {what} {str(found)[:40]!r} of this model is not known to MLX.",
                 hint=f"Known: {wanted}. Run the model with another runtime.",
             )
-    theta = text.setdefault("rope_theta", _LLAMA_THETA)
+    theta = text["rope_theta"]
     if type(theta) not in (int, float) or not 1 <= theta <= 1e12:
         raise corrupt(path, f"its rope_theta is {str(theta)[:40]}")
-    # mlx-vlm's defaults are those of one model, transformers' those of the configuration.
-    text.setdefault("num_key_value_heads", text.get("num_attention_heads"))
     for part in (text, vision):
-        layers = part.get("num_hidden_layers")
-        if layers is not None and (type(layers) is not int or not 1 <= layers <= _MOST_LAYERS):
+        layers = part["num_hidden_layers"]
+        if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
             raise corrupt(path, f"num_hidden_layers is {str(layers)[:40]}")
