@@ -14,8 +14,6 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgevlm.devices.outlook import ThisMachine
-from edgevlm.devices.placement import choose_placement
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import (
@@ -30,7 +28,8 @@ from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
 from edgevlm.families import known_family, load_family
 from edgevlm.families.base import BringsFamily, Family
-from edgevlm.models.shapes import check_fit, sizes_of
+from edgevlm.models.choice import choose
+from edgevlm.models.shapes import check_fit
 from edgevlm.models.store import Store
 from edgevlm.runtimes import get_runtime
 from edgevlm.settings import Settings, load_settings
@@ -156,9 +155,7 @@ def load_model(
 
 def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
     store = Store(settings)
-    sizes = sizes_of(name, store)
-    outlook = ThisMachine(sizes, settings.home, settings.threads)
-    placement = choose_placement(store.placements(name), runtime, outlook)
+    placement, sizes = choose(name, runtime, settings, store)
     check_fit(sizes, placement, settings, store.catalog)
     files = store.resolve(name, runtime=str(placement), progress=progress)
     started = time.perf_counter()

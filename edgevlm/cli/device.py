@@ -182,7 +182,12 @@ def plan(
     width, height = _size(image_size)
     work = _work(sizes.shape, images, width, height, context or settings.context_length)
     made = make_plan(
-        outlook, offers, work, runtime or settings.runtime, _unpublished(outlook, offers)
+        outlook,
+        offers,
+        work,
+        runtime or settings.runtime,
+        _unpublished(outlook, offers),
+        () if profile else store.here(name),
     )
     largest = None if made.chosen else _largest(outlook, store, work.context)
     if as_json:

@@ -98,9 +98,11 @@ def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
 @_json
 def show(name: str, runtime: str | None, as_json: bool) -> None:
     """Show what a model is, its files, and where they come from."""
+    from edgevlm.devices.placement import parse_placement
     from edgevlm.models.catalog import CatalogEntry
     from edgevlm.models.plan import find_target, plan_dict
 
+    runtime = str(parse_placement(runtime)) if runtime else None
     store = _store()
     here = [v for v in store.list() if v.name == name and runtime in (None, v.runtime)]
     known: dict[str, Any] = {}
@@ -185,20 +187,18 @@ def _store() -> Store:
 
 def _chosen(name: str, runtime: str | None) -> str:
     """The placement asked for, which need not run here, or the one that chat would use."""
-    from edgevlm.devices.outlook import ThisMachine
-    from edgevlm.devices.placement import choose_placement
-    from edgevlm.models.shapes import sizes_of
+    from edgevlm.devices.placement import AUTO, parse_placement
+    from edgevlm.models.choice import choose
     from edgevlm.settings import load_settings
 
     store, settings = _store(), load_settings()
-    offers = store.placements(name)
-    if runtime is None:
-        outlook = ThisMachine(sizes_of(name, store), settings.home, settings.threads)
-        return str(choose_placement(offers, settings.runtime, outlook))
-    spelled = [str(offer) for offer in offers]
+    if runtime in (None, AUTO):
+        wanted = runtime or settings.runtime
+        return str(choose(name, wanted, settings, store)[0])
+    asked, offers = parse_placement(runtime), store.placements(name)
     # A runtime alone means the language model's.
-    language = [str(offer) for offer in offers if offer.language == runtime]
-    return runtime if runtime in spelled or not language else language[0]
+    language = [offer for offer in offers if offer.language == runtime]
+    return str(asked if asked in offers or not language else language[0])
 
 
 def _require_fit(name: str, placement: str) -> None:
@@ -223,6 +223,10 @@ def _rows(store: Store) -> list[dict[str, Any]]:
 
 
 def _entry_json(entry: CatalogEntry, runtime: str | None) -> dict[str, Any]:
+    tables = entry.runtimes
+    if runtime is not None:  # which may be a mix of two tables
+        files = entry.files_for(runtime)
+        tables = {runtime: files} if files else {}
     return {
         "name": entry.name,
         "title": entry.title,
@@ -247,8 +251,7 @@ def _entry_json(entry: CatalogEntry, runtime: str | None) -> dict[str, Any]:
                     for file in files.files
                 ],
             }
-            for name, files in entry.runtimes.items()
-            if runtime in (None, name)
+            for name, files in tables.items()
         },
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,29 +39,36 @@ class Option:
 
 
 def choose_placement(
-    offers: Sequence[Placement], wanted: str = AUTO, outlook: Outlook | None = None
+    offers: Sequence[Placement],
+    wanted: str = AUTO,
+    outlook: Outlook | None = None,
+    *,
+    fits: Callable[[Placement], bool] = lambda placement: True,
+    here: Collection[Placement] = (),
 ) -> Placement:
     """Return the best placement that can run here among those a model's files allow.
 
     The best is what answers soonest as `outlook` foresees it, and without one the device's
-    own runtime. `wanted` is `auto`, the name of a runtime, which the language model then
+    own runtime; before that comes what `fits` in memory, and what is `here` already.
+    `wanted` is `auto`, the name of a runtime, which the language model then
     has, or a placement as it is spelled. What is asked for by name and can run here is
     returned even where no files offer it: the store says what is missing. Raises
     UnknownRuntime, and NotSupported with the reasons where nothing can run here.
     """
     asked = _asked(wanted)
     options = rank(offers, wanted, outlook)
-    for option in options:
-        if option.refused is None:
-            return option.placement
+    able = [option.placement for option in options if option.refused is None]
+    able.sort(key=lambda placement: placement not in here)
+    if able:
+        return next(filter(fits, able), able[0])
     if asked is not None and not options:
         reason = refusal(asked)
         if reason is None:
             return asked
         options = [Option(asked, reason)]
     if asked is not None:
-        _, reason = options[0].placement, options[0].refused
-        raise NotSupported(f"Runtime {wanted} can't run here: {reason}.", hint="Try `auto`.")
+        why = options[0].refused
+        raise NotSupported(f"Runtime {wanted} can't run here: {why}.", hint="Try `auto`.")
     reasons = "; ".join(f"{option.placement}: {option.refused}" for option in options)
     raise NotSupported(
         f"No runtime can run here ({reasons or 'none is installed'}).",
@@ -121,14 +128,19 @@ def unavailable(name: str) -> str | None:
 def _asked(wanted: str) -> Placement | None:
     if wanted == AUTO:
         return None
-    try:
-        asked = Placement.parse(wanted)
-    except ValueError as error:
-        raise UsageError(str(error)[:1].upper() + str(error)[1:] + ".") from error
+    asked = parse_placement(wanted)
     for name in (asked.vision, asked.language):
         if name not in installed_runtimes():
             get_runtime(name)  # raises UnknownRuntime
     return asked
+
+
+def parse_placement(text: str) -> Placement:
+    """Raises UsageError for what is no placement."""
+    try:
+        return Placement.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)[:1].upper() + str(error)[1:] + ".") from error
 
 
 def _preference(placement: Placement, apple: bool) -> tuple[int, int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgevlm.devices.outlook import OtherDevice, Sizes, ThisMachine
@@ -73,14 +73,16 @@ def make_plan(
     work: Workload,
     wanted: str = AUTO,
     unpublished: Sequence[Placement] = (),
+    here: Collection[Placement] = (),
 ) -> DevicePlan:
     """Weigh every placement among `offers`, the best first; `unpublished` are those that the
-    device could run and for which the model has no files. Raises what `rank` does."""
+    device could run and for which the model has no files, `here` those that are fetched
+    already. Raises what `rank` does."""
     sizes, target = outlook.sizes, outlook.target
     weighed = [_weigh(each, sizes, target, work) for each in rank(offers, wanted, outlook)]
     able = [each for each in weighed if each.refused is None and each.fits is not False]
-    chosen = able[0] if able else None
-    rejected = [_reason(each, chosen, target) for each in weighed if each is not chosen]
+    chosen = min(able, key=lambda each: each.placement not in here, default=None)
+    rejected = [_reason(each, chosen, target, here) for each in weighed if each is not chosen]
     reason = "no files are published for it (`edgevlm model convert` makes some)"
     missing = [_weigh(Option(each, reason), sizes, target, work) for each in unpublished]
     memory = target.memory_for(chosen.placement.language) if chosen else target.memory
@@ -101,20 +103,29 @@ def require_fit(
 
     Of a model of unknown sizes nothing is said.
     """
-    weights = sizes.weights(placement)
-    if weights is None:
+    weights, tokens = sizes.weights(placement), _tokens(sizes, context)
+    if weights is None or fits(sizes, placement, context, memory):
         return
-    own = sizes.shape.context_length if sizes.shape else 0
-    tokens = min(context or own, own)
     wanted = predict_memory(sizes.shape, weights, placement, tokens).total
-    if wanted <= memory:
-        return
     room = largest_context(sizes.shape, weights, placement, memory) if sizes.shape else 0
     raise DoesNotFit(
         f"{sizes.name} on {placement} wants {_gb(wanted)} of memory with a context of"
         f" {tokens} tokens, and this device leaves {_gb(memory)}.",
         hint=_way_out(room, largest_that_fits(others(), memory)),
     )
+
+
+def fits(sizes: Sizes, placement: Placement, context: int | None, memory: int) -> bool:
+    """Whether a model wants no more than `memory` bytes; one of unknown sizes counts as none."""
+    weights = sizes.weights(placement)
+    if weights is None:
+        return True
+    return predict_memory(sizes.shape, weights, placement, _tokens(sizes, context)).total <= memory
+
+
+def _tokens(sizes: Sizes, context: int | None) -> int:
+    own = sizes.shape.context_length if sizes.shape else 0
+    return min(context or own, own)
 
 
 def largest_that_fits(others: Mapping[str, int], memory: int) -> str | None:
@@ -135,21 +146,25 @@ def _weigh(option: Option, sizes: Sizes, target: Target, work: Workload) -> Cand
     if weights is None:
         return Candidate(option.placement, option.refused)
     memory = predict_memory(sizes.shape, weights, option.placement, work.context)
-    fits = memory.total <= target.memory_for(option.placement.language)
+    enough = memory.total <= target.memory_for(option.placement.language)
     if sizes.shape is None:
-        return Candidate(option.placement, option.refused, memory, None, fits)
+        return Candidate(option.placement, option.refused, memory, None, enough)
     timing = predict_timing(sizes.shape, weights, option.placement, work, target)
-    return Candidate(option.placement, option.refused, memory, timing, fits)
+    return Candidate(option.placement, option.refused, memory, timing, enough)
 
 
-def _reason(candidate: Candidate, chosen: Candidate | None, target: Target) -> Candidate:
+def _reason(
+    candidate: Candidate, chosen: Candidate | None, target: Target, here: Collection[Placement]
+) -> Candidate:
     reason = candidate.refused
     if reason is None and candidate.fits is False and candidate.memory is not None:
         room = target.memory_for(candidate.placement.language)
         reason = f"does not fit: wants {_gb(candidate.memory.total)} of {_gb(room)}"
     if reason is None and chosen is not None and chosen.timing and candidate.timing:
         theirs, ours = candidate.timing.answer, chosen.timing.answer
-        word = "slower" if theirs > ours else "after the device's own runtime"
+        fetched = chosen.placement in here and candidate.placement not in here
+        other = "faster, but not fetched" if fetched else "after the device's own runtime"
+        word = "slower" if theirs > ours else other
         reason = f"{word}: {theirs:.2f} s an answer, {chosen.placement} {ours:.2f} s"
     return replace(candidate, refused=reason or "comes after the chosen one")
 

@@ -77,11 +77,20 @@ class Store:
             return _offered(paths_in(target), str(target))
         if isinstance(target, CatalogEntry):
             return target.placements
-        here = [v.runtime for v in self.list() if v.folder.parent.parent.name == target.key]
-        if here:
-            return tuple(Placement.parse(runtime) for runtime in here)
+        if here := self.here(name):
+            return here
         self._refuse_offline(target, "onnx")
         return _offered(hub_client.list_files(target).files, str(target))
+
+    def here(self, name: str) -> tuple[Placement, ...]:
+        """The placements of a model whose files are fetched; none of a folder. Raises
+        UnknownModel."""
+        target = find_target(name, self.catalog)
+        if isinstance(target, Path):
+            return ()
+        key = target_key(target)
+        found = [v.runtime for v in self.list() if v.folder.parent.parent.name == key]
+        return tuple(Placement.parse(runtime) for runtime in found)
 
     def resolve(
         self,

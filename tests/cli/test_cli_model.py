@@ -115,6 +115,9 @@ def test_a_terminal_sees_a_bar(hub: HubServer) -> None:
         (("pull", "smolvlm2-2.2b", "--runtime", "onnx"), 3, "llamacpp, mlx"),
         (("pull", REPO, "--runtime", "llamacpp"), 3, "has no decoder"),
         (("pull", REPO, "--runtime", "abacus"), 4, "abacus"),
+        (("pull", "smolvlm2-500m", "--runtime", "a b"), 2, "no placement"),
+        (("pull", "smolvlm2-500m", "--runtime", "../onnx", "--force"), 2, "no placement"),
+        (("show", "smolvlm2-500m", "--runtime", "a b"), 2, "no placement"),
         (("pull",), 2, "NAME"),
         (("show", "nothing"), 3, "There is no model"),
         (("verify", "smolvlm2-500m"), 3, "not on this device"),
@@ -129,6 +132,17 @@ def test_what_can_not_be_done_is_one_line_and_a_code(
     assert (found, out) == (code, "")
     assert words in err
     assert "Traceback" not in err
+
+
+def test_pull_may_be_told_to_choose(hub: HubServer, model: Call) -> None:
+    assert model("pull", REPO, "--runtime", "auto")[0] == 0
+
+
+def test_show_of_a_placement_on_two_runtimes(model: Call) -> None:
+    shown = json.loads(model("show", "smolvlm2-500m", "--runtime", "onnx+llamacpp", "--json")[1])
+    paths = [file["path"] for file in shown["runtimes"]["onnx+llamacpp"]["files"]]
+    assert any("vision_encoder" in path for path in paths)
+    assert any(path.endswith(".gguf") for path in paths)
 
 
 def test_show_of_the_catalog_and_of_the_hub(hub: HubServer, model: Call) -> None:

@@ -92,3 +92,23 @@ def test_where_nothing_can_run_all_reasons_are_told() -> None:
     outlook = Foreseen({}, {"onnx": "no module", "llamacpp": "no compiler"})
     with pytest.raises(NotSupported, match=r"onnx: no module.*llamacpp: no compiler"):
         choose_placement(offers("onnx", "llamacpp"), "auto", outlook)
+
+
+def test_what_fits_comes_before_what_is_sooner_and_what_is_here_too() -> None:
+    outlook = Foreseen({"onnx": 1, "llamacpp": 2, "onnx+llamacpp": 3})
+    some = offers("onnx", "llamacpp", "onnx+llamacpp")
+    small = offers("llamacpp", "onnx+llamacpp")
+
+    def chosen(wanted: str = "auto", fitting: list[Placement] = some, *here: str) -> str:
+        return str(
+            choose_placement(some, wanted, outlook, fits=lambda p: p in fitting, here=offers(*here))
+        )
+
+    assert chosen() == "onnx"
+    assert chosen("auto", small) == "llamacpp"
+    assert chosen("auto", some, "onnx+llamacpp") == "onnx+llamacpp"
+    # Neither makes up for what is asked for, what can run, or what fits.
+    assert chosen("onnx", some, "llamacpp") == "onnx"
+    assert chosen("auto", small, "onnx") == "llamacpp"
+    assert chosen("auto", []) == "onnx"
+    assert chosen("auto", [], "llamacpp") == "llamacpp"

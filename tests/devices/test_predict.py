@@ -145,6 +145,18 @@ def test_a_plan_tells_every_reason() -> None:
     assert reasons["onnx+coreml"].startswith("no files are published")
 
 
+def test_a_plan_takes_what_is_here_before_what_is_sooner() -> None:
+    outlook = OtherDevice(Sizes("model", SHAPE, lambda p: WEIGHTS), find_profile("pc-16gb"))
+    work = Workload(prompt=300, tiles=4, new=60, context=8192)
+    sooner = make_plan(outlook, [ONNX, LLAMACPP], work).chosen
+    assert sooner is not None
+    (other,) = {ONNX, LLAMACPP} - {sooner.placement}
+    plan = make_plan(outlook, [ONNX, LLAMACPP], work, here=[other])
+    assert plan.chosen is not None
+    assert plan.chosen.placement == other
+    assert (plan.rejected[0].refused or "").startswith("faster, but not fetched: ")
+
+
 def test_a_mac_decodes_on_its_graphics_processor() -> None:
     mac = profile_target(find_profile("apple-m4"))
     assert mac.processor("mlx") == mac.processor("llamacpp") == "gpu"

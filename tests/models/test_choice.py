@@ -1,0 +1,86 @@
+"""Which placement this machine takes of a model: what fits and is here comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgevlm.engine.placement import Placement
+from edgevlm.errors import Offline
+from edgevlm.models.catalog import Catalog, CatalogFile, RuntimeFiles, load_catalog
+from edgevlm.models.choice import choose
+from edgevlm.models.names import HubId
+from edgevlm.models.shapes import check_fit
+from edgevlm.models.sources import FileSource, HubSource
+from edgevlm.models.store import Store
+from edgevlm.settings import Settings
+
+NAMES = ("onnx", "llamacpp", "mlx")
+
+
+def model(folder: Path, *, on_hub: Sequence[str] = ()) -> Catalog:
+    """SmolVLM2 500M's sizes with files of a few bytes, some of which only the hub has."""
+    entry = load_catalog().entries["smolvlm2-500m"]
+    folder.mkdir()
+    runtimes = {}
+    for name in NAMES:
+        path = folder / f"{name}.bin"
+        path.write_bytes(name.encode())
+        hub = HubSource(HubId("acme", "cam"), path.name)
+        source = hub if name in on_hub else FileSource(path)
+        file = CatalogFile(path.name, source, len(name), role="decoder")
+        known = load_catalog().entries["smolvlm2-500m"].runtimes[name]
+        sizes = {"decoder": 300_000_000, "vision": 190_000_000}
+        runtimes[name] = RuntimeFiles((file,), known.quantization, weights=sizes)
+    return Catalog({"cam": replace(entry, name="cam", runtimes=runtimes)})
+
+
+def chosen(settings: Settings, catalog: Catalog, runtime: str = "auto") -> str:
+    return str(choose("cam", runtime, settings, Store(settings, catalog))[0])
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings(home=home)
+
+
+def test_what_is_here_is_not_fetched_again_for_another_runtime(
+    settings: Settings, tmp_path: Path
+) -> None:
+    catalog = model(tmp_path / "files")
+    first = chosen(settings, catalog)
+    other = next(name for name in ("onnx", "llamacpp") if name != first)
+    Store(settings, catalog).pull("cam", runtime=other)
+    assert chosen(settings, catalog) == other
+    assert chosen(settings, catalog, first) == first
+
+
+def test_offline_what_is_here_answers(settings: Settings, tmp_path: Path) -> None:
+    catalog = model(tmp_path / "files", on_hub=NAMES)
+    offline = replace(settings, offline=True)
+    with pytest.raises(Offline, match="not on this device"):
+        Store(offline, catalog).resolve("cam", runtime=chosen(offline, catalog))
+    (tmp_path / "local").mkdir()
+    whole = model(tmp_path / "local" / "files")
+    for name in ("llamacpp", "onnx"):
+        Store(settings, whole).pull("cam", runtime=name)
+        assert chosen(offline, catalog) == name
+        Store(settings, whole).remove("cam")
+
+
+def test_a_placement_that_fits_is_taken_where_the_soonest_does_not(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = model(tmp_path / "files")
+    sizes = choose("cam", "auto", settings, Store(settings, catalog))[1]
+    room = {"onnx": 10**8, "llamacpp": 10**10, "mlx": 10**8}
+    for module in ("choice", "shapes"):
+        monkeypatch.setattr(
+            f"edgevlm.models.{module}.memory_left", lambda machine, runtime: room[runtime]
+        )
+    placement = Placement.parse(chosen(settings, catalog))
+    assert placement.language == "llamacpp"
+    check_fit(sizes, placement, settings, catalog)
