@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence as SequenceOf
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
 from edgevlm.engine.prompt import BlockEmbeddings
@@ -162,21 +165,31 @@ class LlamaCppContext:
         self, model: LlamaCppLanguageModel, old: Sequence, capacity: int, batch: int
     ) -> Sequence:
         state = old.save()
+        # Closed until it holds a sequence again, whatever happens on the way.
+        self._model = self._sequence = None
         # Before the new one is made: there is not room for three.
         old.close()
         try:
-            sequence = model.open_sequence(capacity, batch)
+            sequence = _filled(model, capacity, batch, state)
         except RuntimeFailed:
-            self._sequence = model.open_sequence(old.capacity, old.batch)
-            self._sequence.restore(state)
+            self._sequence = _filled(model, old.capacity, old.batch, state)
+            self._model = model
             raise
-        sequence.restore(state)
+        self._model = model
         return sequence
 
     def _opened(self) -> LlamaCppLanguageModel:
         if self._model is None:
             raise RuntimeFailed("The context was closed.", hint="Open a new one.")
         return self._model
+
+
+def _filled(
+    model: LlamaCppLanguageModel, capacity: int, batch: int, state: NDArray[np.uint8]
+) -> Sequence:
+    sequence = model.open_sequence(capacity, batch)
+    sequence.restore(state)
+    return sequence
 
 
 def _context_length(weights: Weights, options: LoadOptions) -> int:

@@ -136,6 +136,25 @@ def test_a_growth_that_fails_loses_nothing(
     np.testing.assert_allclose(found, afresh(model, IDS[:60]), rtol=0, atol=CHUNKING)
 
 
+def test_a_context_that_can_not_be_put_back_is_closed(
+    model: LlamaCppLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = model.new_context()
+    context.extend([IDS[:50]], Cancel())
+
+    def nothing_left(capacity: int, batch: int) -> Any:
+        raise RuntimeFailed("no memory")
+
+    monkeypatch.setattr(model, "open_sequence", nothing_left)
+    with pytest.raises(RuntimeFailed, match="no memory"):
+        context.extend([IDS[50:900]], Cancel())
+    monkeypatch.undo()
+    for call in (lambda: context.extend([IDS[50:60]], Cancel()), lambda: context.truncate(10)):
+        with pytest.raises(RuntimeFailed, match="The context was closed"):
+            call()
+    context.close()
+
+
 def test_contexts_know_nothing_of_each_other(model: LlamaCppLanguageModel) -> None:
     one, other = model.new_context(), model.new_context()
     one.extend([IDS[:20]], Cancel())
