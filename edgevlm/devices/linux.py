@@ -100,20 +100,25 @@ def _meminfo(root: Path) -> dict[str, int]:
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(allowed, used) bytes of every control group that we are in.
 
-    What is used counts without the file pages that the kernel would drop first.
+    What is used counts without file pages, which the kernel drops before it refuses memory:
+    a model that was just fetched and hashed fills a group with them. MemAvailable does so too.
     """
     names = {
-        2: ("memory.max", "memory.current", "inactive_file"),
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", ("active_file", "inactive_file")),
+        1: (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_active_file", "total_inactive_file"),
+        ),
     }
     for version, group in control_groups(root, "memory"):
-        limit, usage, inactive = names[version]
+        limit, usage, pages = names[version]
         allowed, used = read_text(group / limit), read_text(group / usage)
         if allowed and allowed.isdecimal():
             stat = (read_text(group / "memory.stat") or "").splitlines()
-            droppable = [line.split()[1] for line in stat if line.startswith(f"{inactive} ")]
+            droppable = [line.split()[1] for line in stat if line.partition(" ")[0] in pages]
             held = int(used) if used and used.isdecimal() else 0
-            yield int(allowed), held - sum(map(int, droppable))
+            yield int(allowed), max(0, held - sum(map(int, droppable)))
 
 
 def _device_tree(root: Path) -> str | None:

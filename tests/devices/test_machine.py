@@ -89,30 +89,32 @@ def test_a_linux_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cgroup", "folder", "names"),
     [
-        ("0::/box\n", "sys/fs/cgroup/box", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/box\n", "sys/fs/cgroup/box", ("memory.max", "memory.current", "")),
         (
             "4:memory:/box\n",
             "sys/fs/cgroup/memory/box",
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
         ),
     ],
 )
 def test_a_container_has_what_its_limit_leaves(
     tmp_path: Path, cgroup: str, folder: str, names: tuple[str, str, str]
 ) -> None:
-    limit, usage, inactive = names
+    limit, usage, total = names
     files = {
         "proc/cpuinfo": XEON,
         "proc/meminfo": MEMINFO,
         "proc/self/cgroup": cgroup,
         f"{folder}/{limit}": f"{2 * GB}\n",
         f"{folder}/{usage}": f"{GB}\n",
-        f"{folder}/memory.stat": f"anon 1\n{inactive} {GB // 4}\n",
+        f"{folder}/memory.stat": (
+            f"anon 1\n{total}inactive_file {GB // 4}\n{total}active_file {GB // 8}\nother 9\n"
+        ),
     }
     machine = linux_machine("x86_64", write(tmp_path, files), silent)
     assert machine.limit == 2 * GB
-    # File pages that the kernel would drop first don't count as used.
-    assert machine.available == 2 * GB - GB * 3 // 4
+    # File pages, which the kernel drops when memory is wanted, don't count as used.
+    assert machine.available == 2 * GB - GB * 5 // 8
 
 
 def test_a_group_without_a_limit_changes_nothing(tmp_path: Path) -> None:
