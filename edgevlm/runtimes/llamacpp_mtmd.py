@@ -76,19 +76,14 @@ class Mtmd:
                 f"{path.name} is not the vision encoder of this model: {reason(lines)}.",
                 hint="Fetch the model again; its mmproj and its decoder must belong together.",
             )
-        self._pointer: Any = pointer
-        self._free = weakref.finalize(self, _free, pointer, weights, self._callback)
-        self._free.atexit = False
+        self._opened: _Opened | None = _Opened(pointer, weights, self._callback)
         if not mtmd.mtmd_support_vision(pointer):
-            self.close()
             raise NotSupported(f"{path.name} takes no pictures.", hint="Use a vision encoder.")
 
     @property
     def pointer(self) -> Any:
-        """The `mtmd_context`. Raises RuntimeFailed once it is closed."""
-        if self._pointer is None:
-            raise RuntimeFailed("The model was closed.", hint="Load it again.")
-        return self._pointer
+        """The `mtmd_context`, for use within `chunks`. Raises RuntimeFailed once it is closed."""
+        return self._hold().pointer
 
     @contextmanager
     def chunks(self, rgb: NDArray[np.uint8]) -> Iterator[list[Chunk]]:
@@ -96,6 +91,7 @@ class Mtmd:
 
         Raises RuntimeFailed.
         """
+        held = self._hold()
         height, width, _ = rgb.shape
         pixels = np.ascontiguousarray(rgb)
         data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -105,7 +101,7 @@ class Mtmd:
             part = mtmd.mtmd_input_part(text=None, bitmap=bitmap)
             parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
             with errors() as lines:
-                status = mtmd.mtmd_tokenize_from_parts(self.pointer, made, parts, 1, False)
+                status = mtmd.mtmd_tokenize_from_parts(held.pointer, made, parts, 1, False)
             if status != 0:
                 raise self._failure(lines)
             count = mtmd.mtmd_input_chunks_size(made)
@@ -120,20 +116,27 @@ class Mtmd:
         Raises Interrupted, RuntimeFailed.
         """
         cancel.check()
+        held = self._hold()
         self._cancel = cancel
         with errors() as lines:
-            status = mtmd.mtmd_encode_chunk(self.pointer, chunk.pointer)
+            status = mtmd.mtmd_encode_chunk(held.pointer, chunk.pointer)
         # It returns 0 after a stop too.
         cancel.check()
         if status != 0:
             raise self._failure(lines)
-        row = mtmd.mtmd_get_output_embd(self.pointer)
+        row = mtmd.mtmd_get_output_embd(held.pointer)
         embeddings: Embeddings = np.ctypeslib.as_array(row, (chunk.n_tokens, self.d_model)).copy()
         return embeddings
 
     def close(self) -> None:
-        self._pointer = None
-        self._free()
+        """Let go of the encoder, which another thread may be in the middle of."""
+        self._opened = None
+
+    def _hold(self) -> _Opened:
+        opened = self._opened
+        if opened is None:
+            raise RuntimeFailed("The model was closed.", hint="Load it again.")
+        return opened
 
     def _failure(self, lines: list[str]) -> RuntimeFailed:
         return RuntimeFailed(
@@ -147,6 +150,14 @@ class Mtmd:
             return not self._cancel.is_set
         self._asked += 1
         return self._asked % _OPERATORS_BETWEEN_LOOKS == 0
+
+
+class _Opened:
+    """An `mtmd_context`, freed with the last reference to this object."""
+
+    def __init__(self, pointer: Any, weights: Weights, callback: Any) -> None:
+        self.pointer = pointer
+        weakref.finalize(self, _free, pointer, weights, callback).atexit = False
 
 
 def _look(owner: Mtmd | None, ask: bool) -> bool:

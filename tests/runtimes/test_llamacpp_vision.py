@@ -139,6 +139,30 @@ def test_closed_is_closed(smolvlm_gguf: Path, image: ImageInput) -> None:
         encoder.encode(image, Cancel())
 
 
+def test_it_is_closed_while_it_runs(
+    encoder: LlamaCppVisionEncoder, image: ImageInput, smolvlm_gguf: Path
+) -> None:
+    doomed = LlamaCppVisionEncoder(llamacpp_files(smolvlm_gguf), OPTIONS)
+
+    class Closing(Cancel):
+        """Closes the encoder between two operators, as another thread may."""
+
+        looks = 0
+
+        @property
+        def is_set(self) -> bool:
+            self.looks += 1
+            if self.looks == 20:
+                doomed.close()
+            return False
+
+    one = replace(image, pixel_values=image.pixel_values[:1], pixel_mask=None, n_tokens=4)
+    found = doomed.encode(one, Closing())
+    np.testing.assert_array_equal(found, encoder.encode(one, Cancel()))
+    with pytest.raises(RuntimeFailed, match="The model was closed"):
+        doomed.encode(one, Cancel())
+
+
 def test_files_that_are_missing_or_no_vision_encoder(smolvlm_gguf: Path, tmp_path: Path) -> None:
     files = llamacpp_files(smolvlm_gguf)
     make_processor_files(tmp_path)
