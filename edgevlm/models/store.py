@@ -153,7 +153,7 @@ class Store:
         freed = 0
         with disk_errors(self.root):
             for each in sorted(runtimes):
-                with self._locked(key, each, progress or Silent()):
+                with self.locked(key, each, progress or Silent()):
                     freed += self._remove(key, each)
             with contextlib.suppress(OSError):  # other runtimes' files may be there
                 (self.root / key).rmdir()
@@ -161,7 +161,7 @@ class Store:
 
     def _remove(self, key: str, runtime: str) -> int:
         place = self.root / key / runtime
-        unfinished = [*self._staging.glob(f"{key}--{runtime}--*")]
+        unfinished = [*self.staging.glob(f"{key}--{runtime}--*")]
         freed = sum(_bytes_in(folder) for folder in [place, *unfinished])
         retract(place)
         for folder in unfinished:
@@ -170,7 +170,7 @@ class Store:
 
     def _unfinished(self, key: str) -> Iterator[str]:
         """The runtimes for which a download of the model has begun and not ended."""
-        for folder in self._staging.glob(f"{key}--*--*"):
+        for folder in self.staging.glob(f"{key}--*--*"):
             # From the right: a hub model's key may begin with another model's and `--`.
             its_key, runtime, _ = folder.name.rsplit("--", 2)
             if its_key == key:
@@ -208,7 +208,7 @@ class Store:
             self._refuse_offline(target, runtime)
         # A branch may have moved on; what the catalog names stays what it is.
         may_move = isinstance(target, HubId) and not self._offline
-        with disk_errors(self.root), self._locked(key, runtime, progress):
+        with disk_errors(self.root), self.locked(key, runtime, progress):
             version = self._sound(target, runtime)
             if version is None or may_move:
                 plan = make_plan(target, runtime)
@@ -220,7 +220,7 @@ class Store:
 
     def _publish(self, plan: Plan, key: str, progress: Progress) -> Published:
         place = self.root / key / plan.runtime
-        staging = self._staging / f"{key}--{plan.runtime}--{plan.fingerprint}"
+        staging = self.staging / f"{key}--{plan.runtime}--{plan.fingerprint}"
         self._clear_staging(key, plan.runtime, keep=staging)
         staging.mkdir(parents=True, exist_ok=True)
         try:
@@ -232,7 +232,7 @@ class Store:
             progress.finish()
 
     def _clear_staging(self, key: str, runtime: str, keep: Path | None = None) -> None:
-        for folder in self._staging.glob(f"{key}--{runtime}--*"):
+        for folder in self.staging.glob(f"{key}--{runtime}--*"):
             if folder != keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -256,7 +256,8 @@ class Store:
         )
 
     @contextlib.contextmanager
-    def _locked(self, key: str, runtime: str, progress: Progress) -> Iterator[None]:
+    def locked(self, key: str, runtime: str, progress: Progress) -> Iterator[None]:
+        """Keep other processes from what is fetched for a runtime of a model; waits for them."""
         from filelock import FileLock, Timeout
 
         folder = self.root / ".locks"
@@ -289,7 +290,8 @@ class Store:
         return sorted(path for path in (self.root / key).glob("*") if path.is_dir())
 
     @property
-    def _staging(self) -> Path:
+    def staging(self) -> Path:
+        """Where downloads are while they are not finished."""
         return self.root / ".staging"
 
     def _places(self) -> Sequence[Path]:

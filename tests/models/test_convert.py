@@ -23,11 +23,16 @@ from edgevlm.models import disk
 from edgevlm.models.convert import Recipe, check, convert, job
 from edgevlm.models.convert.measure import kl_divergence, top1_agreement
 from edgevlm.models.convert.prompts import CONVERSATIONS, forced_prompts, synthetic_picture
+from edgevlm.models.convert.source import find_source
 from edgevlm.models.convert.workplace import Workplace, alone, restore
 from edgevlm.models.onnx_export import export_onnx
+from edgevlm.models.progress import Silent
+from edgevlm.models.store import Store
 from edgevlm.runtimes.coreml import CoreMLRuntime
+from edgevlm.settings import Settings
 
 ONNX = Recipe("onnx")
+BASE = "HuggingFaceTB/SmolVLM-256M-Instruct"
 RECIPES = {
     "onnx": Recipe("onnx"),
     "onnx at 16 bits": Recipe("onnx", 16),
@@ -150,6 +155,14 @@ def test_leaves_alone_what_it_has_not_made(smolvlm_source: Path, tmp_path: Path)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "the only copy"
 
 
+def test_a_result_can_not_swallow_its_source(smolvlm_source: Path, tmp_path: Path) -> None:
+    made = convert(str(smolvlm_source), ONNX, output=tmp_path / "made")
+    inside = shutil.copytree(smolvlm_source, Path(made.folder) / "source")
+    with pytest.raises(UsageError, match="the place of"):
+        convert(str(inside), Recipe("onnx", 8), output=tmp_path / "made", force=True)
+    assert (inside / "model.safetensors").is_file()
+
+
 _KILLED = """
 import os, sys
 from edgevlm.models.convert import Recipe, convert, job
@@ -231,6 +244,19 @@ def test_the_place_holds_the_old_result_or_the_new(
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["out"]
 
 
+def test_what_a_crash_left_of_an_older_result_is_in_nobodys_way(tmp_path: Path) -> None:
+    output, old = tmp_path / "out", tmp_path / ".out.replaced"
+    for folder in (output, old):
+        folder.mkdir()
+        (folder / "a").write_text(folder.name)
+    restore(output)
+    assert not old.exists()
+    work = Workplace(output, "key")
+    (work.files / "a").write_text("new")
+    work.publish()
+    assert (output / "a").read_text() == "new"
+
+
 def _fail() -> None:
     raise OSError("no")
 
@@ -294,6 +320,19 @@ def test_weights_of_the_hub(smolvlm_source: Path, hub: HubServer, tmp_path: Path
     assert not hub.gets("notes.bin")
     convert("acme/small-vlm", Recipe("onnx", 8), output=tmp_path / "other")
     assert len(hub.gets("model.safetensors")) == 1
+
+
+@pytest.mark.parametrize("name", ["acme/small-vlm", "smolvlm-256m", BASE])
+def test_weights_that_were_fetched_can_be_removed(
+    smolvlm_source: Path, hub: HubServer, home: Path, name: str
+) -> None:
+    settings = Settings(home=home)
+    for repo in ("acme/small-vlm", BASE):
+        hub.add(repo, {p.name: p.read_bytes() for p in smolvlm_source.iterdir()})
+    source = find_source(name, settings, Silent())
+    size = sum(path.stat().st_size for path in source.folder.iterdir())
+    assert Store(settings).remove(name) == size
+    assert not source.folder.exists()
 
 
 def test_files_of_the_hub_are_named_after_their_repository(

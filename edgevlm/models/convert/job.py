@@ -50,7 +50,8 @@ def convert(
     source = find_source(name, settings, progress)
     load_family(source.folder)
     output = Path(output or f"{source.name}-{recipe.runtime}").expanduser().absolute()
-    if not output.name or output.resolve() == source.folder.resolve():
+    whole, weights = output.resolve(), source.folder.resolve()
+    if not output.name or whole == weights or whole in weights.parents:
         raise UsageError(f"The result can't take the place of {output}.", hint="Use --output.")
     key = _key(source, recipe)
     with _disk_errors(output), alone(output, settings.home / "locks"):

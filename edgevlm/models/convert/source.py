@@ -16,10 +16,11 @@ from edgevlm.models.disk import disk_errors
 from edgevlm.models.fetch import fetch
 from edgevlm.models.layouts.base import configuration
 from edgevlm.models.names import HubId
-from edgevlm.models.plan import Plan, PlannedFile, find_target
+from edgevlm.models.plan import Plan, PlannedFile, find_target, target_key
 from edgevlm.models.progress import Progress
 from edgevlm.models.safetensors import SafetensorsFile
 from edgevlm.models.sources import HubSource
+from edgevlm.models.store import Store
 from edgevlm.models.vlm_config import read_config
 from edgevlm.settings import Settings
 
@@ -53,8 +54,9 @@ def find_source(name: str, settings: Settings, progress: Progress) -> Source:
             f"EDGEVLM_OFFLINE forbids fetching {hub}.", hint="Give a folder, or unset it."
         )
     plan = _plan(hub)
-    staging = settings.home / "models" / ".staging" / f"{hub.key}--{_SOURCE}--{plan.fingerprint}"
-    with disk_errors(staging):
+    store, key = Store(settings), target_key(target)
+    staging = store.staging / f"{key}--{_SOURCE}--{plan.fingerprint}"
+    with disk_errors(staging), store.locked(key, _SOURCE, progress):
         staging.mkdir(parents=True, exist_ok=True)
         try:
             folder, _ = fetch(plan, staging, (), progress)

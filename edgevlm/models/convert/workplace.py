@@ -37,10 +37,13 @@ class Workplace:
         return self.folder / "files"
 
     def stage(self, name: str, work: Callable[[], None]) -> None:
-        """Do a stage that is not finished yet."""
+        """Do a stage that is not finished yet; what it has written survives a power cut."""
         assert self._done is not None
         if name not in self._done:
             work()
+            for path in self.folder.rglob("*"):
+                if path.is_file():
+                    sync_file(path)
             self._done.append(name)
             self._remember()
 
@@ -50,9 +53,6 @@ class Workplace:
 
     def publish(self) -> None:
         """Put the result in its place: whole, or the old one stays. Raises OSError."""
-        for path in self.files.rglob("*"):
-            if path.is_file():
-                sync_file(path)
         if self._output.exists():
             self._output.rename(self._old)
         try:
@@ -76,9 +76,12 @@ class Workplace:
 
 
 def restore(output: Path) -> None:
-    """Bring back what a crash in the middle of `publish` has left without its name."""
+    """After a crash in the middle of `publish`, bring back what has lost its name, or remove
+    what has its successor: it would be in the way of the next."""
     old = output.with_name(f".{output.name}.replaced")
-    if old.exists() and not output.exists():
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
         old.rename(output)
 
 
