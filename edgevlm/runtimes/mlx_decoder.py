@@ -76,14 +76,17 @@ class MlxLanguageModel:
         self.context_length = self.new_cache().capped(limit)
         # A first run finds what declarations don't say, and compiles the kernels.
         embeddings = self.embed([np.zeros(1, np.int64)])
+        self._dtype = embeddings.dtype
         logits = self.forward(self.new_cache(), embeddings, Positions())
         mx.eval(logits)
         self.n_vocab, self.d_model = logits.shape[-1], embeddings.shape[-1]
 
     def _rows(self, part: Part) -> mx.array:
-        if isinstance(part, BlockEmbeddings):
-            return mx.array(part.rows)
-        return self.look_up(mx.array(part)) if part.ndim == 1 else mx.array(part)
+        rows = part.rows if isinstance(part, BlockEmbeddings) else part
+        if rows.ndim == 1:
+            return self.look_up(mx.array(rows))
+        # One row of float32 would have all layers compute, and keep their keys, in it.
+        return mx.array(rows).astype(self._dtype)
 
 
 class MlxContext:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_factory import OPTIONS, mlx_files
@@ -24,7 +25,8 @@ from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import ImageInput, Prompt
 from edgevlm.errors import Interrupted, ModelCorrupt, TemplateError, UsageError
 from edgevlm.families.base import BringsFamily, Turn
-from edgevlm.runtimes import get_runtime
+from edgevlm.runtimes import get_runtime, mlx_loading
+from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
 
 MAKERS = {"qwen2_5_vl": make_qwen25vl, "llava": make_llava}
 Said = Sequence[tuple[str, Sequence[str | ImageInput]]]
@@ -73,6 +75,35 @@ def picture(foreign: Foreign, seed: int) -> NDArray[np.uint8]:
         width = height = LLAVA_SIDE
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return coarse[np.arange(height) * 5 // height][:, np.arange(width) * 7 // width]
+
+
+@pytest.fixture
+def halved(foreign: Foreign, tmp_path: Path) -> Path:
+    """The folder with its weights in bfloat16."""
+    folder = Path(shutil.copytree(foreign.folder, tmp_path / "halved"))
+    weights = {
+        name: array.astype(mx.bfloat16)
+        for name, array in mx.load(str(folder / "model.safetensors")).items()
+    }
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    return folder
+
+
+def test_pictures_do_not_widen_a_model_of_16_bits(
+    foreign: Foreign, ours: Ours, halved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU all layers, and the cache, would take twice as long for them."""
+    monkeypatch.setattr(mlx_loading, "on_metal", lambda: True)
+    narrow = MlxLanguageModel(mlx_files(halved), OPTIONS)
+    image = ours.family.preprocess(picture(foreign, 0))
+    prompt = ours.prompt([("user", (image, "What is it?"))])
+    context = narrow.new_context()
+    PrefixContext(context).prefill(
+        prompt, lambda index: ours.vision.encode(prompt.images[index], Cancel()), Cancel()
+    )
+    assert context._cache is not None
+    assert {layer.keys.dtype for layer in context._cache.layers} == {mx.bfloat16}
 
 
 def near(found: Any, expected: Any) -> None:
