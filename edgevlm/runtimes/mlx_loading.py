@@ -152,7 +152,7 @@ def _sanitized(architecture: Any, model: Any, weights: dict[str, mx.array]) -> d
 def _tie_head(weights: dict[str, mx.array], text: Config, config: Config) -> None:
     """mlx-vlm's Llama decoder has a head of its own, which many checkpoints leave out for
     being the embeddings."""
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
+    tied = any(part.get("tie_word_embeddings") for part in (config, text))
     head = "language_model.lm_head"
     if not tied or f"{head}.weight" in weights or config["model_type"] not in _WITH_HEAD:
         return

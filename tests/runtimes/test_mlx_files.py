@@ -190,6 +190,10 @@ def test_a_head_that_is_the_embeddings(folder: Path, smolvlm_source: Path) -> No
         load(folder)
     edit_config(folder, in_text(tie_word_embeddings=True))
     tied = logits(folder)
+    # The default, written out in the part, says nothing against the whole.
+    edit_config(folder, in_text(tie_word_embeddings=False))
+    edit_config(folder, lambda config: config.update(tie_word_embeddings=True))
+    np.testing.assert_array_equal(tied, logits(folder))
     table = dict(mx.load(str(folder / WEIGHTS)))["model.text_model.embed_tokens.weight"]
     mx.eval(table)
     edit_weights(folder, lambda weights: weights.update({"lm_head.weight": table}))
