@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from edgevlm.devices.machine import this_machine
 from edgevlm.devices.outlook import Sizes
@@ -33,6 +34,7 @@ _SHARED = "onnx/weights.bin"  # of the built-in model: decoder and embeddings po
 # Bytes of a weight at 16 bits, and at 4 with a scale and a bias for every 64. MLX's files hold
 # both parts, and its converter leaves the vision tower at 16 unless it is told to pack it too.
 _HALF, _PACKED = 2.0, 9 / 16
+_LARGEST = 2**32  # files say what they like; products of such numbers still are floats
 
 
 def sizes_of(name: str, store: Store) -> Sizes:
@@ -175,27 +177,36 @@ def _of_config(config: ConfigFile, folder: Path) -> ModelShape | None:
         return None
     if config.fields.get("model_type") in MODEL_TYPES:
         return _of_smolvlm(read_config(folder), folder)
-    text = config.nested("text_config")
-    heads = text.positive("num_attention_heads")
-    hidden = text.positive("hidden_size")
-    fields = text.fields
+    text = config.nested("text_config").fields
+    heads, hidden = _count(text, "num_attention_heads"), _count(text, "hidden_size")
     decoder = DecoderShape(
-        layers=text.positive("num_hidden_layers"),
+        layers=_count(text, "num_hidden_layers"),
         hidden=hidden,
-        intermediate=text.positive("intermediate_size"),
+        intermediate=_count(text, "intermediate_size"),
         heads=heads,
-        kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or hidden // heads,
-        vocab=text.positive("vocab_size"),
+        kv_heads=_count(text, "num_key_value_heads", heads),
+        head_dim=_count(text, "head_dim", hidden // heads),
+        vocab=_count(text, "vocab_size"),
     )
-    context = text.positive("max_position_embeddings")
-    return ModelShape(decoder, None, context)
+    return ModelShape(decoder, None, _count(text, "max_position_embeddings"))
+
+
+def _count(fields: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A field, or the default where it is missing or null. Raises ValueError for no count."""
+    value = fields.get(key)
+    value = default if value is None else value
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{key} is no count")
+    return value
 
 
 def _of_smolvlm(config: ModelConfig, folder: Path) -> ModelShape:
     text, vision = config.text, config.vision
     processor = ConfigFile.read_if_there(folder, "preprocessor_config.json")
     size = processor.fields.get("size")
+    cut = isinstance(size, dict) and size.get("longest_edge") is not None
+    if vision.patch_size * vision.scale_factor > vision.image_size:
+        raise ValueError("a tile has no token")
     return ModelShape(
         DecoderShape(
             layers=text.n_layers,
@@ -214,7 +225,7 @@ def _of_smolvlm(config: ModelConfig, folder: Path) -> ModelShape:
             intermediate=vision.intermediate_size,
             heads=vision.n_heads,
             scale_factor=vision.scale_factor,
-            longest_edge=size.get("longest_edge") if isinstance(size, dict) else None,
+            longest_edge=_count(size, "longest_edge") if cut else None,
         ),
         text.max_length,
     )
@@ -225,10 +236,7 @@ def _of_gguf(metadata: Mapping[str, Value]) -> ModelShape:
     architecture = str(metadata["general.architecture"])
 
     def number(key: str, default: int | None = None) -> int:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} is {value!r}")
-        return value
+        return _count(metadata, f"{architecture}.{key}", default)
 
     heads, hidden = number("attention.head_count"), number("embedding_length")
     tokens = metadata.get("tokenizer.ggml.tokens")

@@ -58,7 +58,7 @@ def read_config(folder: Path) -> ModelConfig:
             vision=_vision_config(raw["vision_config"], _count(raw, "scale_factor", 2)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelCorrupt(f"{folder}/config.json is not what it should be: {error}.") from error
 
 

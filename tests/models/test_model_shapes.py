@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from edgevlm.devices.predict import predict_memory, predict_timing
+from edgevlm.devices.profiles import find_profile
+from edgevlm.devices.shape import usual_workload
+from edgevlm.devices.target import profile_target
 from edgevlm.engine.placement import Placement
 from edgevlm.models.catalog import load_catalog
 from edgevlm.models.shapes import (
@@ -63,6 +68,47 @@ def test_a_folder_that_tells_nothing_has_no_shape(tmp_path: Path) -> None:
     assert local_shape(tmp_path) is None
     (tmp_path / "config.json").unlink()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert local_shape(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", ["64", 0, -1, 1.5, [], {}, True, 10**400])
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("config.json", "text_config", "head_dim"),
+        ("config.json", "text_config", "num_key_value_heads"),
+        ("config.json", "text_config", "rope_theta"),
+        ("config.json", "vision_config", "patch_size"),
+        ("preprocessor_config.json", "size", "longest_edge"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["smolvlm", "other"])
+def test_numbers_that_are_none_make_no_trouble(
+    smolvlm: Path, tmp_path: Path, field: tuple[str, str, str], number: object, model_type: str
+) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((smolvlm / name).read_text())
+        if name == "config.json":
+            fields["model_type"] = model_type
+        if name == field[0]:
+            fields.setdefault(field[1], {})[field[2]] = number
+        (tmp_path / name).write_text(json.dumps(fields))
+    shape = local_shape(tmp_path)
+    if shape is not None:  # by a default, or by what this family does not ask for
+        placement = Placement("onnx", "onnx")
+        weights = local_weights(tmp_path, placement, shape)
+        assert weights is not None
+        target = profile_target(find_profile("pc-8gb"))
+        timing = predict_timing(shape, weights, placement, usual_workload(shape), target)
+        assert timing.answer > 0
+        assert predict_memory(shape, weights, placement, 100).total > 0
+        assert shape.vision is None or picture_tiles(shape.vision, 1024, 768) > 0
+
+
+def test_a_tile_without_a_token_is_no_shape(smolvlm: Path, tmp_path: Path) -> None:
+    fields = json.loads((smolvlm / "config.json").read_text())
+    fields["vision_config"]["patch_size"] = fields["vision_config"]["image_size"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     assert local_shape(tmp_path) is None
 
 
