@@ -204,7 +204,8 @@ def _of_smolvlm(config: ModelConfig, folder: Path) -> ModelShape:
     text, vision = config.text, config.vision
     processor = ConfigFile.read_if_there(folder, "preprocessor_config.json")
     size = processor.fields.get("size")
-    cut = isinstance(size, dict) and size.get("longest_edge") is not None
+    scaled = isinstance(size, dict) and size.get("longest_edge") is not None
+    longest_edge = _count(processor.nested("size").fields, "longest_edge") if scaled else None
     if vision.patch_size * vision.scale_factor > vision.image_size:
         raise ValueError("a tile has no token")
     return ModelShape(
@@ -225,7 +226,7 @@ def _of_smolvlm(config: ModelConfig, folder: Path) -> ModelShape:
             intermediate=vision.intermediate_size,
             heads=vision.n_heads,
             scale_factor=vision.scale_factor,
-            longest_edge=_count(size, "longest_edge") if cut else None,
+            longest_edge=longest_edge,
         ),
         text.max_length,
     )
