@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
 from edgevlm import __version__
-from edgevlm.errors import EdgeVLMError, NoSpace
+from edgevlm.errors import EdgeVLMError, Interrupted, NoSpace
 
 # The help lines stand here so that `edgevlm --help` imports no command.
 COMMANDS = {
@@ -61,7 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exit_code = run(arguments)
     # All is said: another Ctrl-C need not wait for the interpreter to tidy up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if exit_code == Interrupted.exit_code:
+        _leave_at_once(exit_code)
     sys.exit(exit_code)
+
+
+def _leave_at_once(exit_code: int) -> NoReturn:
+    """End without waiting for what is still at work on other threads: a runtime's import may
+    take ten seconds more, and complains of an interpreter that is half gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -94,6 +94,22 @@ def _started(
     return subprocess.Popen(command, **options)
 
 
+def test_an_interrupt_waits_for_no_thread() -> None:
+    program = """
+import threading, click
+from edgevlm.cli import cli, main
+@click.command()
+def stuck():
+    threading.Thread(target=threading.Event().wait).start()
+    click.echo("said", nl=False)
+    raise KeyboardInterrupt
+cli.get_command = lambda ctx, name: stuck
+main(["x"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"said", b"")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["model", "list", "--json"], ["model", "list"]])
 def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     reading, writing = os.pipe()
