@@ -6,12 +6,18 @@ files with flipped bytes have shown.
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 
 _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _TOKENS = "tokenizer.ggml.tokens"
 _VISION = "clip.vision"
 _PROJECTOR = "mm.model.fc.weight"
+_PATCHES = "v.patch_embd.weight"
+# What a block has in every layer or in none, whatever its kind.
+_IN_EACH_BLOCK = ("ln1", "ln2", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ffn_down")
 
 
 def check_decoder(header: GgufHeader) -> None:
@@ -26,6 +32,29 @@ def check_decoder(header: GgufHeader) -> None:
     named = [token for token in header.strings(_TOKENS) if token]
     if len(set(named)) != len(named):
         raise header.corrupt(f"{_TOKENS} has a token twice")
+
+
+def check_tower(header: GgufHeader) -> None:
+    """Raises ModelCorrupt for an mmproj that contradicts itself in what all kinds share.
+
+    What a kind has of its own is between llama.cpp and the file.
+    """
+    header.check_extents()
+    header.check_epsilon(f"{_VISION}.attention.layer_norm_epsilon")
+    size = header.count(f"{_VISION}.embedding_length")
+    patch = header.count(f"{_VISION}.patch_size")
+    if size % header.count(f"{_VISION}.attention.head_count"):
+        raise header.corrupt("its sizes contradict one another")
+    tensors = header.tensors()
+    # A convolution or a product: the shapes differ, the count of numbers does not.
+    if _PATCHES in tensors and math.prod(header.shape(_PATCHES)) != size * 3 * patch**2:
+        raise header.corrupt(f"{_PATCHES} is not of its sizes")
+    blocks = header.count(f"{_VISION}.block_count")
+    layers = range(min(blocks, len(tensors)))
+    for part in product(_IN_EACH_BLOCK, ("weight", "bias")):
+        name = ".".join(part)
+        if sum(f"v.blk.{layer}.{name}" in tensors for layer in layers) not in (0, blocks):
+            raise header.corrupt(f"not each of {blocks} blocks has {name}")
 
 
 def check_idefics3(header: GgufHeader) -> int:

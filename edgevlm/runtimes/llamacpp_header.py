@@ -42,6 +42,7 @@ _n_tensors = _function("gguf_get_n_tensors", [_FILE], ctypes.c_int64)
 _data_start = _function("gguf_get_data_offset", [_FILE], ctypes.c_size_t)
 _start = _function("gguf_get_tensor_offset", [_FILE, _KEY], ctypes.c_size_t)
 _n_bytes = _function("gguf_get_tensor_size", [_FILE, _KEY], ctypes.c_size_t)
+_name = _function("gguf_get_tensor_name", [_FILE, _KEY], ctypes.c_char_p)
 _sizes = _function("gguf_get_tensor_ne", [_FILE, _KEY], ctypes.POINTER(ctypes.c_int64))
 
 
@@ -112,6 +113,11 @@ class GgufHeader:
             n_bytes = _n_bytes(self._file, index)
             if not 0 < n_bytes <= room - _start(self._file, index):
                 raise self.corrupt("a tensor is not within the file")
+
+    def tensors(self) -> set[str]:
+        """The name of every tensor."""
+        count = _n_tensors(self._file)
+        return {str(_name(self._file, index), "utf-8", "replace") for index in range(count)}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for tensor, shape in shapes.items():

@@ -13,7 +13,7 @@ from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.families import is_known
 from edgevlm.families.base import Family
-from edgevlm.runtimes.llamacpp_checks import check_idefics3
+from edgevlm.runtimes.llamacpp_checks import check_idefics3, check_tower
 from edgevlm.runtimes.llamacpp_family import MtmdFamily
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_mtmd import Mtmd
@@ -45,6 +45,7 @@ class LlamaCppVisionEncoder:
             if is_known(files.folder):
                 self.mtmd = _open_for_tiles(header, options)
                 return
+            check_tower(header)
         weights = load_weights(require_role(files, "decoder"))
         self.mtmd = Mtmd(path, weights, d_model=weights.d_model, threads=options.threads)
 

@@ -9,6 +9,9 @@ of 16-bit numbers, and Gemma has one in every layer; logits have a standard devi
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from edgevlm.cli import run
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
-from edgevlm.errors import RuntimeFailed
+from edgevlm.errors import ModelCorrupt, RuntimeFailed
 from edgevlm.families.base import Turn
 from edgevlm.model import load_model
 from edgevlm.models import hub as hub_client
@@ -253,6 +256,33 @@ def test_a_pair_on_the_hub(case: Case, hub: HubServer, tmp_path: Path) -> None:
         with Session(model) as session:
             reply = session.ask("What is it?", images=[case.picture()], max_tokens=2)
     assert reply.usage.image_tokens == (20 if case.is_qwen else 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"clip.vision.patch_size", struct.pack("<II", 4, 3), "v.patch_embd.weight"),
+        (b"clip.vision.embedding_length", struct.pack("<II", 4, 2), "v.patch_embd.weight"),
+        (b"clip.vision.attention.head_count", struct.pack("<II", 4, 3), "contradict"),
+        (b"clip.vision.attention.layer_norm_epsilon", struct.pack("<If", 6, -1), "from 0 on"),
+        (b"v.blk.1.attn_k.weigh", b"s", "not each of 2 blocks has attn_k.weight"),
+    ],
+)
+def test_an_mmproj_that_contradicts_itself_ends_no_process(
+    case: Case, tmp_path: Path, old: bytes, new: bytes, words: str
+) -> None:
+    """llama.cpp would; it asserts these when a picture is encoded."""
+    folder = tmp_path / "model"
+    shutil.copytree(case.foreign.folder, folder)
+    (path,) = folder.glob("mmproj*.gguf")
+    data = path.read_bytes()
+    start = data.index(old) + len(old)
+    path.write_bytes(data[:start] + new + data[start + len(new) :])
+    with pytest.raises(ModelCorrupt, match=re.escape(words)):
+        load_model(str(folder), runtime="llamacpp")
+    path.write_bytes(data[:-1000])
+    with pytest.raises(ModelCorrupt, match="not within the file"):
+        load_model(str(folder), runtime="llamacpp")
 
 
 def test_a_closed_model_says_so(case: Case) -> None:
