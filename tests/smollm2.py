@@ -95,7 +95,7 @@ class SmolLM2:
         answer: list[int] = generated[0, len(ids) :].tolist()
         return answer
 
-    def _onnx(self, head: int | None, level: int, name: str) -> ModelFiles:
+    def _onnx(self, head: int, level: int, name: str) -> ModelFiles:
         folder = self.folder / name
         if not folder.exists():
             folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ class SmolLM2:
         return self._onnx(INT8_ACTIVATIONS, FLOAT_ACTIVATIONS, "onnx")
 
     def onnx_rounded(self) -> ModelFiles:
-        return self._onnx(None, INT8_ACTIVATIONS, "onnx-rounded")
+        return self._onnx(INT8_ACTIVATIONS, INT8_ACTIVATIONS, "onnx-rounded")
 
     def llamacpp(self) -> ModelFiles:
         return ModelFiles("llamacpp", self.path.parent, {"decoder": self.path})

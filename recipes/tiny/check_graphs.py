@@ -44,7 +44,14 @@ def reference_logits(gguf: GgufFile, ids: Any) -> Any:
 
 def assembled_logits(folder: Path, ids: Any, accuracy_level: int) -> Any:
     ranks = lora_ranks(load_lora())
-    write_skeletons(SHAPE, ranks, folder, accuracy_level=accuracy_level, last_logits_only=False)
+    write_skeletons(
+        SHAPE,
+        ranks,
+        folder,
+        accuracy_level=accuracy_level,
+        head_accuracy_level=accuracy_level,
+        last_logits_only=False,
+    )
     embed = ort.InferenceSession(folder / "embed_tokens.onnx")
     decoder = ort.InferenceSession(folder / "decoder_model_merged.onnx")
     empty = np.zeros((1, SHAPE.n_kv_heads, 0, SHAPE.head_dim), np.float32)

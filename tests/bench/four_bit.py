@@ -34,11 +34,11 @@ from edgevlm.models.onnx_export.skeleton import write_skeletons
 from edgevlm.models.tiny_layout import SMOLLM2_135M as SHAPE
 from edgevlm.runtimes.onnx_session import session_options
 
-# name: (accuracy level of the products, that of the head; None is the same)
-VARIANTS: dict[str, tuple[int, int | None]] = {
-    "all rounded to 8 bits": (4, None),
+# name: (accuracy level of the products, that of the head)
+VARIANTS: dict[str, tuple[int, int]] = {
+    "all rounded to 8 bits": (4, 4),
     "likeliest logits exact": (1, 4),
-    "all exact": (1, None),
+    "all exact": (1, 1),
 }
 
 

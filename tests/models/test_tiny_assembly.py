@@ -219,7 +219,14 @@ def test_logits_are_those_of_the_dequantised_model(
 ) -> None:
     tiny.write_weights(GgufFile(small.path), SMALL, lora, tmp_path / tiny.WEIGHTS_NAME)
     ranks = tiny.lora_ranks(lora)
-    write_skeletons(SMALL, ranks, tmp_path, accuracy_level=accuracy_level, last_logits_only=False)
+    write_skeletons(
+        SMALL,
+        ranks,
+        tmp_path,
+        accuracy_level=accuracy_level,
+        head_accuracy_level=accuracy_level,
+        last_logits_only=False,
+    )
     ids = np.random.default_rng(7).integers(0, SMALL.vocab_size, (1, 40))
     with torch.no_grad():
         expected = small.reference(lora)(torch.from_numpy(ids)).logits[0].numpy()

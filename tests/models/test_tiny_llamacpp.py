@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,12 @@ import torch
 from gguf import GGUFReader
 from smolvlm_factory import load_reference
 from test_tiny_assembly import NAMES, SMALL, RandomDecoder
-from test_tiny_edition import EDITIONS
 
 from edgevlm import Session
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models import tiny_llamacpp
-from edgevlm.models.catalog import load_catalog
 from edgevlm.models.llama import GROUPS, LlamaShape
 from edgevlm.models.tiny_layout import SMOLLM2_135M
 from edgevlm.runtimes.llamacpp_decoder import LlamaCppLanguageModel
@@ -127,17 +124,6 @@ def test_refuses_another_model(tmp_path: Path) -> None:
     other = RandomDecoder(tmp_path / "other.gguf", SMALL)
     with pytest.raises(ModelCorrupt, match="the built-in model"):
         tiny_llamacpp.assemble(other.path, tmp_path / "folder")
-
-
-def test_other_parts_are_another_edition() -> None:
-    """As in test_tiny_edition.py: what ships is in this placement too."""
-    placements = load_catalog().entries["edgevlm-tiny"].runtimes
-    assert placements["onnx+llamacpp"].edition in EDITIONS
-    digest = hashlib.sha256()
-    for path in sorted(tiny_llamacpp.SHIPPED.iterdir()):
-        digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    assert EDITIONS[placements["onnx+llamacpp"].edition] == digest.hexdigest()
 
 
 def test_assembly_loads_no_runtime() -> None:
