@@ -142,27 +142,32 @@ def load_model(
     settings = settings or load_settings()
     name = name or settings.model
     runtime = runtime or settings.runtime
+    notice = notice or _log.warning
     if name != "auto":
-        return _load(name, runtime, settings, progress)
+        return _load(name, runtime, settings, progress, notice)
     try:
-        return _load(DEFAULT, runtime, settings, progress)
+        return _load(DEFAULT, runtime, settings, progress, notice)
     except (ModelError, DeviceError) as error:
-        model = _load(BUILT_IN, runtime, settings, progress)
+        model = _load(BUILT_IN, runtime, settings, progress, notice)
         reason = error.message.rstrip(".")
-        (notice or _log.warning)(f"Using {BUILT_IN}, the small built-in model: {reason}.")
+        notice(f"Using {BUILT_IN}, the small built-in model: {reason}.")
         return model
 
 
-def _load(name: str, runtime: str, settings: Settings, progress: Progress | None) -> Model:
+def _load(
+    name: str, runtime: str, settings: Settings, progress: Progress | None, notice: Notice
+) -> Model:
     store = Store(settings)
     placement, sizes = choose(name, runtime, settings, store)
-    check_fit(sizes, placement, settings, store.catalog)
+    context = check_fit(sizes, placement, settings, store.catalog)
+    if context != settings.context_length:
+        notice(f"{name} gets a context of {context} tokens, as long as memory allows now.")
     files = store.resolve(name, runtime=str(placement), progress=progress)
     started = time.perf_counter()
     family = known_family(files.folder)
     options = LoadOptions(
         threads=settings.threads or compute_threads(),
-        context_length=settings.context_length,
+        context_length=context,
         cache=settings.home / "cache",
     )
     language = get_runtime(placement.language).load_language(files, options)

@@ -6,11 +6,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.errors import DoesNotFit, EdgeVLMError, NotSupported, UsageError
+from edgevlm.errors import DoesNotFit, EdgeVLMError, ModelCorrupt, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -162,7 +164,7 @@ def plan(
     Nothing is downloaded. Predicted are the peak memory of the process when the context is
     full, the first token of a question about the pictures, and tokens a second after it.
     """
-    from edgevlm.devices.plan import make_plan
+    from edgevlm.devices.plan import make_plan, shorter_context
     from edgevlm.model import DEFAULT
     from edgevlm.models.shapes import sizes_of
     from edgevlm.models.store import Store
@@ -173,22 +175,20 @@ def plan(
     name = name or (DEFAULT if settings.model == "auto" else settings.model)
     sizes = sizes_of(name, store)
     if sizes.shape is None:
-        raise NotSupported(
-            f"The sizes of {name} are not known before it is here.",
-            hint=f"`edgevlm model pull {name}` fetches it; then a plan can be made.",
-        )
+        raise _unsized(name, store)
     offers = store.placements(name)
     outlook = _outlook(sizes, profile, settings)
     width, height = _size(image_size)
-    work = _work(sizes.shape, images, width, height, context or settings.context_length)
-    made = make_plan(
-        outlook,
-        offers,
-        work,
-        runtime or settings.runtime,
-        _unpublished(outlook, offers),
-        () if profile else store.here(name),
-    )
+    asked = context or settings.context_length
+    work = _work(sizes.shape, images, width, height, asked)
+    wanted, missing = runtime or settings.runtime, _unpublished(outlook, offers)
+    here = () if profile else store.here(name)
+    made = make_plan(outlook, offers, work, wanted, missing, here)
+    if made.chosen is None and asked is None:  # a session would shorten it too
+        shorter = shorter_context(outlook, offers)
+        if work.prompt < shorter < work.context:
+            work = replace(work, context=shorter)
+            made = make_plan(outlook, offers, work, wanted, missing, here)
     largest = None if made.chosen else _largest(outlook, store, work.context)
     if as_json:
         click.echo(json.dumps({**made.to_dict(), "largest_that_fits": largest}))
@@ -217,8 +217,8 @@ def _work(shape: ModelShape, images: int, width: int, height: int, context: int 
     longest = min(context or shape.context_length, shape.context_length)
     if tokens + _TEXT_TOKENS >= longest:
         raise UsageError(
-            f"{images} pictures of {width}x{height} are {tokens} tokens, the context holds"
-            f" {longest}.",
+            f"The question is {tokens + _TEXT_TOKENS} tokens long ({tokens} of them pictures),"
+            f" and the context holds {longest}.",
             hint="Plan with fewer or smaller pictures, or a longer --context.",
         )
     return Workload(prompt=tokens + _TEXT_TOKENS, tiles=tiles, new=60, context=longest)
@@ -245,12 +245,27 @@ def _largest(outlook: ThisMachine | OtherDevice, store: Store, context: int) -> 
     return largest_that_fits(wanted, outlook.target.memory)
 
 
+def _unsized(name: str, store: Store) -> EdgeVLMError:
+    from edgevlm.models.plan import find_target
+
+    if isinstance(find_target(name, store.catalog), Path):
+        store.placements(name)  # says which files are missing
+        return ModelCorrupt(
+            f"The files in {name} do not say how large the model is.", hint="Fetch it again."
+        )
+    return NotSupported(
+        f"The sizes of {name} are not known before it is here.",
+        hint=f"`edgevlm model pull {name}` fetches it; then a plan can be made.",
+    )
+
+
 def _nothing(made: DevicePlan, largest: str | None) -> EdgeVLMError:
-    if any(each.fits is False for each in made.rejected):
+    if made.too_large:
         hint = f"{largest} is the largest model that would fit." if largest else None
         return DoesNotFit(f"{made.model} does not fit on {made.device}.", hint=hint)
+    first = next((each.refused for each in made.rejected), "no runtime there takes its files")
     return NotSupported(
-        f"{made.model} can't run on {made.device} as it is published.",
+        f"{made.model} can't run on {made.device}: {first}.",
         hint="`edgevlm model convert` makes files for other runtimes.",
     )
 
@@ -259,8 +274,7 @@ def _describe(made: DevicePlan) -> None:
     work = made.work
     click.echo(f"{made.model} on {made.device}")
     click.echo(
-        f"  a question of {work.prompt} tokens ({work.tiles} tiles of pictures),"
-        f" context {work.context}"
+        f"  a question of {work.prompt} tokens ({_tiles(work.tiles)}), context {work.context}"
     )
     if made.chosen is not None:
         _describe_chosen(made.chosen, made.memory)
@@ -272,6 +286,12 @@ def _describe(made: DevicePlan) -> None:
             speed = f" [{_gb(each.memory.total)}, {each.timing.tokens_per_second:.0f} tok/s]"
         line = f"{each.placement}: {each.refused}{speed}"
         click.echo(click.wrap_text(line, 80, initial_indent="    ", subsequent_indent="      "))
+
+
+def _tiles(count: int) -> str:
+    if count == 0:
+        return "no pictures"
+    return "pictures of 1 tile" if count == 1 else f"pictures of {count} tiles"
 
 
 def _describe_chosen(chosen: Candidate, room: int) -> None:

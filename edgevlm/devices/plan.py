@@ -19,7 +19,9 @@ from edgevlm.devices.target import Target
 from edgevlm.engine.placement import Placement
 from edgevlm.errors import DoesNotFit
 
-_USEFUL_CONTEXT = 512
+# Tokens: a picture in full detail with some questions about it, and the least of any use.
+ENOUGH_CONTEXT, _USEFUL_CONTEXT = 2048, 512
+_CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """`chosen` is None where nothing can run or nothing fits. Memory in bytes."""
+    """`chosen` is None where nothing can run or nothing fits; `too_large` where a placement
+    could run but for its memory. Memory in bytes."""
 
     model: str
     device: str
@@ -53,6 +56,7 @@ class DevicePlan:
     work: Workload
     chosen: Candidate | None
     rejected: tuple[Candidate, ...]
+    too_large: bool
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -82,13 +86,28 @@ def make_plan(
     weighed = [_weigh(each, sizes, target, work) for each in rank(offers, wanted, outlook)]
     able = [each for each in weighed if each.refused is None and each.fits is not False]
     chosen = min(able, key=lambda each: each.placement not in here, default=None)
+    too_large = any(each.refused is None and each.fits is False for each in weighed)
     rejected = [_reason(each, chosen, target, here) for each in weighed if each is not chosen]
     reason = "no files are published for it (`edgevlm model convert` makes some)"
     missing = [_weigh(Option(each, reason), sizes, target, work) for each in unpublished]
     memory = target.memory_for(chosen.placement.language) if chosen else target.memory
     if chosen is not None:
         chosen = replace(chosen, refused=None)
-    return DevicePlan(sizes.name, target.title, memory, work, chosen, (*rejected, *missing))
+    return DevicePlan(
+        sizes.name, target.title, memory, work, chosen, (*rejected, *missing), too_large
+    )
+
+
+def shorter_context(outlook: ThisMachine | OtherDevice, offers: Sequence[Placement]) -> int:
+    """The longest context in tokens with which one of `offers` that can run would fit, 0 where
+    that isn't enough to talk."""
+    sizes, target = outlook.sizes, outlook.target
+    longest = [
+        longest_context(sizes, each, target.memory_for(each.language))
+        for each in offers
+        if outlook.refusal(each) is None
+    ]
+    return max((tokens for tokens in longest if tokens >= ENOUGH_CONTEXT), default=0)
 
 
 def require_fit(
@@ -97,17 +116,20 @@ def require_fit(
     context: int | None,
     memory: int,
     others: Callable[[], Mapping[str, int]],
-) -> None:
-    """Raise DoesNotFit, with the largest of `others` (name: bytes wanted) that would, where a
-    model wants more than `memory` bytes. `context` in tokens, None for the model's own.
+) -> int | None:
+    """The context to load with, in tokens: `context` as asked for, or without one (None: the
+    model's own) the longest that fits in `memory` bytes, if that is enough to talk.
 
-    Of a model of unknown sizes nothing is said.
+    Raises DoesNotFit, with the largest of `others` (name: bytes wanted) that would. Of a model
+    of unknown sizes nothing is said.
     """
     weights, tokens = sizes.weights(placement), _tokens(sizes, context)
     if weights is None or fits(sizes, placement, context, memory):
-        return
+        return context
     wanted = predict_memory(sizes.shape, weights, placement, tokens).total
-    room = largest_context(sizes.shape, weights, placement, memory) if sizes.shape else 0
+    room = longest_context(sizes, placement, memory)
+    if context is None and room >= ENOUGH_CONTEXT:
+        return room
     raise DoesNotFit(
         f"{sizes.name} on {placement} wants {_gb(wanted)} of memory with a context of"
         f" {tokens} tokens, and this device leaves {_gb(memory)}.",
@@ -121,6 +143,15 @@ def fits(sizes: Sizes, placement: Placement, context: int | None, memory: int) -
     if weights is None:
         return True
     return predict_memory(sizes.shape, weights, placement, _tokens(sizes, context)).total <= memory
+
+
+def longest_context(sizes: Sizes, placement: Placement, memory: int) -> int:
+    """Tokens, in steps, for which `memory` bytes are enough; 0 where nothing is known."""
+    weights = sizes.weights(placement)
+    if weights is None or sizes.shape is None:
+        return 0
+    longest = largest_context(sizes.shape, weights, placement, memory)
+    return longest // _CONTEXT_STEP * _CONTEXT_STEP
 
 
 def _tokens(sizes: Sizes, context: int | None) -> int:
@@ -137,7 +168,7 @@ def largest_that_fits(others: Mapping[str, int], memory: int) -> str | None:
 def _way_out(room: int, largest: str | None) -> str:
     ways = [f"{largest} is the largest model that would fit."] if largest else []
     if room >= _USEFUL_CONTEXT:
-        ways.append(f"This one would with EDGEVLM_CONTEXT_LENGTH={room // 256 * 256}.")
+        ways.append(f"This one would with EDGEVLM_CONTEXT_LENGTH={room}.")
     return " ".join([*ways, "Closing other programs makes room."])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgevlm.devices.outlook import Sizes, ThisMachine
 from edgevlm.devices.placement import choose_placement
-from edgevlm.devices.plan import fits
+from edgevlm.devices.plan import ENOUGH_CONTEXT, fits
 from edgevlm.devices.target import memory_left
 from edgevlm.engine.placement import Placement
 from edgevlm.models.shapes import sizes_of
@@ -23,11 +25,15 @@ def choose(name: str, runtime: str, settings: Settings, store: Store) -> tuple[P
     sizes = sizes_of(name, store)
     machine = ThisMachine(sizes, settings.home, settings.threads)
 
-    def fitting(placement: Placement) -> bool:
-        room = memory_left(machine.machine, placement.language)
-        return fits(sizes, placement, settings.context_length, room)
+    def fitting(context: int | None, placement: Placement) -> bool:
+        return fits(sizes, placement, context, memory_left(machine.machine, placement.language))
 
-    placement = choose_placement(
-        store.placements(name), runtime, machine, fits=fitting, here=store.here(name)
-    )
+    offers, here = store.placements(name), store.here(name)
+    asked = settings.context_length
+    # Where none fits with its whole context, one may with a shorter.
+    for context in (asked, asked or ENOUGH_CONTEXT):
+        enough = partial(fitting, context)
+        placement = choose_placement(offers, runtime, machine, fits=enough, here=here)
+        if enough(placement):
+            break
     return placement, sizes

@@ -88,10 +88,13 @@ def wanted_by_catalog(
     return wanted
 
 
-def check_fit(sizes: Sizes, placement: Placement, settings: Settings, catalog: Catalog) -> None:
-    """Raise DoesNotFit where this machine leaves too little memory for the model."""
+def check_fit(
+    sizes: Sizes, placement: Placement, settings: Settings, catalog: Catalog
+) -> int | None:
+    """The context to load with, in tokens (None: the model's own): as the settings say, or as
+    long as memory allows. Raises DoesNotFit where this machine leaves too little."""
     context = settings.context_length
-    require_fit(
+    return require_fit(
         sizes,
         placement,
         context,

@@ -91,7 +91,11 @@ def test_plan_for_a_mac_chooses_mlx(device: Call) -> None:
 
 
 def test_what_does_not_fit_names_the_largest_that_would(device: Call) -> None:
-    code, out, err = device("plan", "--model", "smolvlm2-2.2b", "--profile", "raspberry-pi-5-4gb")
+    asked = ("plan", "--model", "smolvlm2-2.2b", "--profile", "raspberry-pi-5-4gb")
+    code, out, _ = device(*asked, "--json")
+    assert code == 0
+    assert 2048 <= json.loads(out)["context"] < 8192
+    code, out, err = device(*asked, "--context", "8192")
     assert code == 4
     assert "does not fit: wants" in out
     assert "smolvlm2-2.2b does not fit on Raspberry Pi 5, 4 GB." in err
@@ -103,6 +107,27 @@ def test_a_phone_needs_a_conversion(device: Call) -> None:
     assert code == 4
     assert "coreml: no files are published for it" in out
     assert "edgevlm model convert" in err
+
+
+def test_what_has_no_runtime_there_is_not_called_too_large(device: Call) -> None:
+    """On Core ML it would fit, but there are no files; llama.cpp does not run there."""
+    code, _, err = device("plan", "--model", "smolvlm2-2.2b", "--profile", "iphone-15")
+    assert code == 4
+    assert "does not fit" not in err
+    assert "does not run on this device" in err
+
+
+def test_a_plan_counts_as_people_do(device: Call) -> None:
+    assert "pictures of 13 tiles" in device("plan", "--model", "smolvlm2-256m")[1]
+    assert "(pictures of 1 tile)" in device("plan", "--model", "edgevlm-tiny")[1]
+    assert "(no pictures)" in device("plan", "--model", "edgevlm-tiny", "--images", "0")[1]
+
+
+def test_a_folder_without_a_model_is_not_to_be_fetched(device: Call, tmp_path: Path) -> None:
+    code, _, err = device("plan", "--model", str(tmp_path))
+    assert code == 3
+    assert "model pull" not in err
+    assert "has no config.json" in err
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,17 @@ def test_a_model_that_does_not_fit_is_refused_with_ways_out() -> None:
     require_fit(Sizes("unknown", None, lambda placement: None), ONNX, None, 0, dict)
 
 
+def test_without_a_wish_the_context_is_as_long_as_memory_allows() -> None:
+    sizes = Sizes("big", SHAPE, lambda placement: WEIGHTS)
+    room = predict_memory(SHAPE, WEIGHTS, ONNX, 3000).total
+    shorter = require_fit(sizes, ONNX, None, room, dict)
+    assert shorter == 2816
+    assert require_fit(sizes, ONNX, shorter, room, dict) == shorter
+    assert require_fit(sizes, ONNX, None, 10**12, dict) is None
+    with pytest.raises(DoesNotFit):
+        require_fit(sizes, ONNX, 3100, room, dict)
+
+
 def test_a_model_of_unknown_shape_is_held_to_its_weights() -> None:
     sizes = Sizes("huge", None, lambda placement: Weights(10**12, 0))
     with pytest.raises(DoesNotFit):

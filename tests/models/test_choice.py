@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edgevlm.devices.outlook import Sizes
+from edgevlm.devices.predict import predict_memory
 from edgevlm.engine.placement import Placement
-from edgevlm.errors import Offline
+from edgevlm.errors import DoesNotFit, Offline
 from edgevlm.models.catalog import Catalog, CatalogFile, RuntimeFiles, load_catalog
 from edgevlm.models.choice import choose
 from edgevlm.models.names import HubId
@@ -36,6 +38,12 @@ def model(folder: Path, *, on_hub: Sequence[str] = ()) -> Catalog:
         sizes = {"decoder": 300_000_000, "vision": 190_000_000}
         runtimes[name] = RuntimeFiles((file,), known.quantization, weights=sizes)
     return Catalog({"cam": replace(entry, name="cam", runtimes=runtimes)})
+
+
+def predicted(sizes: Sizes, placement: Placement, context: int) -> int:
+    weights = sizes.weights(placement)
+    assert weights is not None
+    return predict_memory(sizes.shape, weights, placement, context).total
 
 
 def chosen(settings: Settings, catalog: Catalog, runtime: str = "auto") -> str:
@@ -84,3 +92,21 @@ def test_a_placement_that_fits_is_taken_where_the_soonest_does_not(
     placement = Placement.parse(chosen(settings, catalog))
     assert placement.language == "llamacpp"
     check_fit(sizes, placement, settings, catalog)
+
+
+def test_little_memory_shortens_the_context_before_it_refuses(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = model(tmp_path / "files")
+    sizes = choose("cam", "auto", settings, Store(settings, catalog))[1]
+    offers = catalog.entries["cam"].placements
+    # Enough for the smallest placement and some thousand tokens.
+    room = min(predicted(sizes, placement, 4000) for placement in offers)
+    for module in ("choice", "shapes"):
+        monkeypatch.setattr(f"edgevlm.models.{module}.memory_left", lambda *_: room)
+    placement = Placement.parse(chosen(settings, catalog))
+    context = check_fit(sizes, placement, settings, catalog)
+    assert context is not None
+    assert 2048 <= context <= 4000
+    with pytest.raises(DoesNotFit):
+        check_fit(sizes, placement, replace(settings, context_length=8192), catalog)
