@@ -66,11 +66,10 @@ def convert(
     with progress() as shown:
         report = run(model, recipe, output=output, force=force, progress=shown)
     agreement = report.check.top1_agreement
-    if agreement is not None and agreement < _LOW_AGREEMENT:
+    if agreement is not None and agreement < _LOW_AGREEMENT and recipe.bits < 16:
+        wider = "--bits 8" if recipe.bits < 8 else "--bits 16"
         click.echo(
-            f"Only {agreement:.0%} of the first choices are the source's:"
-            " try --bits 8, or another --quantize.",
-            err=True,
+            f"Only {agreement:.0%} of the first choices are the source's: try {wider}.", err=True
         )
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))

@@ -41,7 +41,10 @@ class Checkpoint:
                 if found != shape:
                     raise ModelCorrupt(f"{name} has the shape {found}, config.json says {shape}.")
                 return file
-        raise ModelCorrupt(f"{self.folder} has no tensor {name}.")
+        raise ModelCorrupt(
+            f"{self.folder} has no tensor {name}.",
+            hint="Convert the published weights, as transformers reads them.",
+        )
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -52,7 +55,10 @@ def _shards(folder: Path) -> list[Path]:
         weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ModelCorrupt(f"{folder} has no safetensors weights.") from error
+        raise ModelCorrupt(
+            f"{folder} has no safetensors weights.",
+            hint="Convert the folder or the owner/repo that the model was published in.",
+        ) from error
     try:
         names = [check_path(name) for name in names]
     except (AttributeError, ValueError) as error:

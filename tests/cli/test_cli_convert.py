@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgevlm.cli import run
+from edgevlm.models.convert import recipe
 
 
 @pytest.fixture
@@ -41,7 +42,27 @@ def test_json_is_the_report_and_a_poor_result_is_warned_of(
     assert report == json.loads((source.parent / "small-onnx" / "conversion.json").read_text())
     # Random weights stand four bits badly.
     assert report["check"]["top1_agreement"] < 0.9
-    assert "--bits 8" in err
+    assert "try --bits 8." in err  # and nothing of --quantize, which is llama.cpp's
+
+
+def test_a_folder_without_weights_says_which_to_take(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "model.safetensors").unlink()
+    assert run(["model", "convert", "small", "--runtime", "onnx"]) == 3
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.endswith("has no safetensors weights.")
+    assert hint.startswith("hint: Convert the folder")
+
+
+def test_what_is_missing_is_listed_with_the_command_that_adds_it(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    assert run(["model", "convert", "small", "--runtime", "llamacpp"]) == 4
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith("not installed here: onnx, gguf, llama_cpp.")
+    assert hint == "hint: Run: pip install 'edgevlm[convert,llamacpp]'"
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,9 @@ class Recipe:
         if missing:
             extras = ",".join(["convert", *({self.runtime} - {"onnx"})])
             raise NotSupported(
-                f"Conversion for {self.runtime} needs {' and '.join(missing)}, not installed here.",
-                hint=f"pip install 'edgevlm[{extras}]'",
+                f"Conversion for {self.runtime} needs what is not installed here:"
+                f" {', '.join(missing)}.",
+                hint=f"Run: pip install 'edgevlm[{extras}]'",
             )
 
     def write(self, source: Path, target: Path, name: str, progress: Progress) -> None:

@@ -42,7 +42,7 @@ def quantize(wide: Path, path: Path, kind: str, progress: Progress) -> None:
         progress.advance(total * number // count - done)
         done = total * number // count
 
-    progress.start(total, f"quantizing {path.name}")
+    progress.start(total, f"Quantizing {path.name}")
     try:
         with errors() as lines, _told_of_steps(step):
             failed = llama.llama_model_quantize(os.fsencode(wide), os.fsencode(draft), parameters)

@@ -100,7 +100,7 @@ def write_gguf(
             tensor.n_bytes,
             raw_dtype=_TYPES[tensor.width],
         )
-    progress.start(sum(tensor.n_bytes for tensor in tensors), f"writing {path.name}")
+    progress.start(sum(tensor.n_bytes for tensor in tensors), f"Writing {path.name}")
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

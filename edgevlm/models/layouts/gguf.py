@@ -13,7 +13,7 @@ from edgevlm.models.layouts.base import Layout, ModelPart, missing
 _SMALL = ("q4_k_m", "q4_k_s", "q4_0", "q4_1", "iq4_nl", "iq4_xs", "q5_k_m", "q8_0", "f16", "bf16")
 _GENTLE = ("f16", "bf16", "q8_0", "f32")
 _SHARD = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
-_HINT = "llama.cpp needs a decoder.gguf and, for pictures, an mmproj-*.gguf beside it."
+_HINT = "llama.cpp needs the GGUF of a decoder and its mmproj-*.gguf beside it."
 
 
 def find(paths: Collection[str], parts: Sequence[ModelPart], what: str) -> Layout:
