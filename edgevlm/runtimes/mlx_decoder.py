@@ -70,6 +70,7 @@ class MlxLanguageModel:
         loaded = load(files)
         self._language = loaded.model.language_model
         self._embed_tokens = embeddings_owner(loaded).embed_tokens
+        self.n_embeddings: int = self._embed_tokens.weight.shape[0]
         loaded.materialise(self._language)
         self._m_rope = "mrope_section" in rope_fields(loaded.config)
         limit = context_length(loaded.folder, loaded.config, options)
@@ -112,11 +113,7 @@ class MlxContext:
             raise ValueError("nothing to append")
         self._check_room(count)
         for part in parts:
-            if isinstance(part, BlockEmbeddings) and not part.block.causal:
-                raise NotSupported(
-                    "Pictures whose rows see one another both ways are not known to this runtime.",
-                    hint="Run this model with llama.cpp.",
-                )
+            self._check(part)
         logits = on_mlx_thread_until(cancel, self._extend, parts, cancel)
         # Only here: a call that was given up may have come to its end.
         self.length += count
@@ -191,6 +188,22 @@ class MlxContext:
         self._guess = None
         self._opened().truncate(length)
         self._positions.truncate(length)
+
+    def _check(self, part: Part) -> None:
+        if isinstance(part, BlockEmbeddings):
+            if not part.block.causal:
+                raise NotSupported(
+                    "Pictures whose rows see one another both ways are not known to this runtime.",
+                    hint="Run this model with llama.cpp.",
+                )
+        elif part.ndim == 1:
+            # MLX reads beyond a table as if it went on.
+            strange = part[(part < 0) | (part >= self._model.n_embeddings)]
+            if len(strange):
+                raise RuntimeFailed(
+                    f"The decoder has no token {strange[0]}.",
+                    hint="Its tokenizer belongs to another model: fetch the model again.",
+                )
 
     def _check_room(self, count: int) -> None:
         total, limit = self.length + count, self._model.context_length

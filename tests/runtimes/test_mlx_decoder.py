@@ -173,6 +173,19 @@ def test_sessions_of_any_thread_share_a_model(model: MlxLanguageModel) -> None:
         assert_near(found[index], logits)
 
 
+@pytest.mark.parametrize("ids", [[5, -1], [10**9], [5, 10**9]])
+def test_ids_beyond_the_table_are_refused(model: MlxLanguageModel, ids: list[int]) -> None:
+    """MLX would read whatever is in memory there."""
+    context = model.new_context()
+    context.extend([IDS[:20]], Cancel())
+    with pytest.raises(RuntimeFailed, match=r"no token (-1|1000000000)"):
+        context.extend([np.array(ids)], Cancel())
+    with pytest.raises(RuntimeFailed, match=f"no token {model.n_vocab}"):
+        context.extend([np.array([model.n_vocab])], Cancel())
+    assert context.length == 20
+    assert_near(context.extend([IDS[20:30]], Cancel()), cold(model, IDS[:30]))
+
+
 def test_logits_belong_to_the_caller(model: MlxLanguageModel) -> None:
     context = model.new_context()
     first = context.extend([IDS[:5]], Cancel())
