@@ -159,7 +159,7 @@ def test_quantizations(source: Path, tmp_path: Path, kind: str) -> None:
     got, expected = logits(tmp_path), expected_logits(source)
     assert np.corrcoef(got, expected)[0, 1] > (0.999 if kind == "q8_0" else 0.96)
     assert progress.begun == progress.done
-    assert [label.split()[0] for label in progress.begun] == ["writing", "writing", "quantizing"]
+    assert [label.split()[0] for label in progress.begun] == ["Writing", "Writing", "Quantizing"]
     left = {path.name for path in tmp_path.iterdir()}
     configuration = {path.name for path in source.iterdir()} - {"model.safetensors"}
     assert left == configuration | {made.decoder.name, made.vision_encoder.name}
@@ -167,12 +167,12 @@ def test_quantizations(source: Path, tmp_path: Path, kind: str) -> None:
 
 def test_what_is_done_is_not_done_again(smolvlm_source: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        export_gguf(smolvlm_source, tmp_path, name="cam", progress=Watched(stop_at="quantizing"))
+        export_gguf(smolvlm_source, tmp_path, name="cam", progress=Watched(stop_at="Quantizing"))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"mmproj-cam-F16.gguf", "cam-F16.gguf.work"}
     again = Watched()
     first = export_gguf(smolvlm_source, tmp_path, name="cam", progress=again)
-    assert list(again.begun) == ["quantizing cam-Q4_K_M.gguf"]
+    assert list(again.begun) == ["Quantizing cam-Q4_K_M.gguf"]
     nothing = Watched()
     assert export_gguf(smolvlm_source, tmp_path, name="cam", progress=nothing) == first
     assert not nothing.begun
@@ -189,7 +189,7 @@ def test_another_source_is_done_anew(copy: Path, tmp_path: Path) -> None:
     assert not np.allclose(logits(target), before)
 
 
-@pytest.mark.parametrize("stage", ["writing mmproj", "writing cam", "quantizing"])
+@pytest.mark.parametrize("stage", ["Writing mmproj", "Writing cam", "Quantizing"])
 def test_an_interrupted_stage_leaves_no_file_that_looks_whole(
     smolvlm_source: Path, tmp_path: Path, stage: str
 ) -> None:
