@@ -38,6 +38,8 @@ _VISION = {
     "patch_size": 32,
     "layer_norm_eps": 1e-6,
 }
+# What MLX has kernels for, in one mode or another.
+_QUANTIZATION = {"bits": (1, 2, 3, 4, 5, 6, 8), "group_size": (16, 32, 64, 128)}
 # Architectures whose decoder's fields mlx-vlm reads at the top, where they once were.
 _FLAT_TYPES = ("qwen2_vl", "qwen2_5_vl")
 # Architectures whose decoder in mlx-vlm is a plain Llama beside a SigLIP tower.
@@ -83,6 +85,8 @@ def read_config(folder: Path) -> Config:
     if model_type in _FLAT_TYPES:
         config = _flattened(config)
     _settle_rope(path, text_config(config))
+    if config.get("quantization") is not None:
+        _check_quantization(path, config["quantization"])
     if model_type in LLAMA_TYPES:
         _check_llama(path, config)
     return config
@@ -126,6 +130,19 @@ def _settle_rope(path: Path, text: Config) -> None:
         raise corrupt(path, "its rope_parameters have no rope_theta")
     if theta is not None:
         text["rope_theta"] = theta
+
+
+def _check_quantization(path: Path, quantization: object) -> None:
+    """MLX divides by them before it asks what they are. Of a module that is quantised otherwise
+    there is an object of its own, by its name."""
+    if not isinstance(quantization, dict):
+        raise corrupt(path, "its quantization is no object")
+    others = [own for own in quantization.values() if isinstance(own, dict)]
+    for each in (quantization, *others):
+        for name, known in _QUANTIZATION.items():
+            value = each.get(name)
+            if type(value) is not int or value not in known:
+                raise corrupt(path, f"its quantization has the {name} {str(value)[:40]}")
 
 
 def _flattened(config: Config) -> Config:

@@ -18,6 +18,7 @@ from mlx_factory import OPTIONS, MlxParts, mlx_files
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import ModelCorrupt, NotSupported
+from edgevlm.models.mlx_export import export_mlx
 from edgevlm.runtimes import get_runtime
 from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
 from edgevlm.runtimes.mlx_vision import MlxVisionEncoder
@@ -152,6 +153,53 @@ def test_numbers_that_can_not_be(
 ) -> None:
     edit_config(folder, change)
     with pytest.raises(ModelCorrupt, match=says):
+        load(folder)
+
+
+HEAD = "language_model.lm_head"
+
+
+@pytest.fixture(scope="module")
+def few_bits(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few-bits")
+    export_mlx(smolvlm_source, folder, bits=4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"group_size": 0},
+        {"group_size": 7},
+        {"group_size": -64},
+        {"group_size": 10**12},
+        {"group_size": None},
+        {"bits": 0},
+        {"bits": 3},
+        {"bits": 8, "group_size": 32},
+        {"bits": 4.5},
+        {"bits": "4"},
+        {"mode": "mxfp4"},
+        {"mode": 4},
+        {HEAD: {"bits": 8, "group_size": 0}},
+        {HEAD: {"bits": 8}},
+        {HEAD: {"bits": 4, "group_size": 64}},
+    ],
+    ids=str,
+)
+def test_quantization_that_the_weights_do_not_have(
+    few_bits: Path, tmp_path: Path, lie: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(few_bits, tmp_path / "model"))
+    edit_config(folder, lambda config: config["quantization"].update(lie))
+    with pytest.raises(ModelCorrupt):
+        load(folder)
+
+
+def test_quantization_that_is_no_object(few_bits: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(few_bits, tmp_path / "model"))
+    edit_config(folder, lambda config: config.update(quantization=4))
+    with pytest.raises(ModelCorrupt, match="quantization is no object"):
         load(folder)
 
 
