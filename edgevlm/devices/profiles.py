@@ -98,8 +98,11 @@ def find_profile(name: str) -> Profile:
 
 
 def profile_of_chip(chip: str) -> Profile | None:
-    """The first profile of a chip, by its name as the system tells it."""
-    return next((p for p in load_profiles().values() if p.chip.lower() == chip.lower()), None)
+    """The first profile of a chip, by its name as the system tells it; of one that has none
+    that of the plain chip of its kind, which is slower: the M3's for an M3 Max."""
+    name = chip.lower() + " "
+    found = [p for p in load_profiles().values() if name.startswith(p.chip.lower() + " ")]
+    return max(found, key=lambda profile: len(profile.chip), default=None)
 
 
 def profiles_folder() -> Path:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.devices.costs import Processor
 from edgevlm.devices.machine import Machine
 from edgevlm.devices.measure import measured
-from edgevlm.devices.profiles import Profile, profile_of_chip
+from edgevlm.devices.profiles import Profile, find_profile, profile_of_chip
 from edgevlm.devices.threads import compute_threads
 
 # What the rest of this program and the system's own caches want beside a model.
 _SPARE = 0.05
+_OLDEST_MAC = "apple-m1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,13 @@ def this_target(machine: Machine, home: Path, threads: int | None = None) -> Tar
     """This machine on so many compute threads, measured if it has not been (0.4 s).
 
     Of a Mac's graphics processor the speed comes from the profile of its chip, as that can't
-    be measured without its runtime.
+    be measured without its runtime; of a chip that came later from the first one's.
     """
     found = measured(home, machine.fingerprint, threads or compute_threads())
     gflops: dict[Processor, float] = {"cpu": found.gflops}
     bandwidth, gpu_bandwidth = found.bandwidth, 0.0
-    profile = profile_of_chip(machine.chip) if machine.apple_silicon else None
-    if profile is not None:
+    if machine.apple_silicon:
+        profile = profile_of_chip(machine.chip) or find_profile(_OLDEST_MAC)
         gflops |= {p: profile.gflops[p] for p in ("gpu", "npu") if p in profile.gflops}
         gpu_bandwidth = profile.bandwidth
     return Target(
@@ -73,6 +75,11 @@ def memory_left(machine: Machine, runtime: str = "") -> int:
     memory = max(0, int(machine.available - _SPARE * machine.limit))
     on_gpu = machine.apple_silicon and runtime in ("mlx", "llamacpp")
     return min(memory, machine.gpu_limit or memory) if on_gpu else memory
+
+
+def memory_allowed(machine: Machine, runtime: str) -> int:
+    """`memory_left`, and no bound where the system doesn't tell: nothing is refused on a guess."""
+    return memory_left(machine, runtime) if machine.total else sys.maxsize
 
 
 def profile_target(profile: Profile) -> Target:

@@ -7,7 +7,7 @@ from functools import partial
 from edgevlm.devices.outlook import Sizes, ThisMachine
 from edgevlm.devices.placement import choose_placement
 from edgevlm.devices.plan import ENOUGH_CONTEXT, fits
-from edgevlm.devices.target import memory_left
+from edgevlm.devices.target import memory_allowed
 from edgevlm.engine.placement import Placement
 from edgevlm.models.shapes import sizes_of
 from edgevlm.models.store import Store
@@ -26,7 +26,7 @@ def choose(name: str, runtime: str, settings: Settings, store: Store) -> tuple[P
     machine = ThisMachine(sizes, settings.home, settings.threads)
 
     def fitting(context: int | None, placement: Placement) -> bool:
-        return fits(sizes, placement, context, memory_left(machine.machine, placement.language))
+        return fits(sizes, placement, context, memory_allowed(machine.machine, placement.language))
 
     offers, here = store.placements(name), store.here(name)
     asked = settings.context_length

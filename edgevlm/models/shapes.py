@@ -14,7 +14,7 @@ from edgevlm.devices.placement import refusal
 from edgevlm.devices.plan import require_fit
 from edgevlm.devices.predict import predict_memory
 from edgevlm.devices.shape import DecoderShape, ModelShape, VisionShape, Weights
-from edgevlm.devices.target import memory_left
+from edgevlm.devices.target import memory_allowed
 from edgevlm.engine.placement import Placement
 from edgevlm.errors import EdgeVLMError, ModelCorrupt, ModelError, NotSupported
 from edgevlm.families.config_files import ConfigFile
@@ -98,7 +98,7 @@ def check_fit(
         sizes,
         placement,
         context,
-        memory_left(this_machine(), placement.language),
+        memory_allowed(this_machine(), placement.language),
         lambda: wanted_by_catalog(catalog, lambda p: refusal(p) is None, context),
     )
 

@@ -4,6 +4,7 @@ cut to the lines that are read."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from edgevlm.devices.linux import linux_machine
 from edgevlm.devices.machine import Gpu, this_machine
 from edgevlm.devices.macos import gpu_limit, macos_machine
+from edgevlm.devices.profiles import find_profile
+from edgevlm.devices.target import this_target
 from edgevlm.devices.windows import MemoryStatus, machine_of
 
 GB = 2**30
@@ -183,6 +186,13 @@ def test_a_mac() -> None:
     assert machine.total == 16 * GB
     assert machine.available == 303000 * 16384
     assert machine.gpu_limit == 16 * GB * 2 // 3
+
+
+def test_a_mac_of_a_later_chip_still_has_graphics(home: Path) -> None:
+    later = replace(macos_machine(tools, "arm64"), chip="Apple M10 Ultra")
+    found = this_target(later, home, threads=1)
+    assert found.processor("mlx") == "gpu"
+    assert found.gflops["gpu"] == find_profile("apple-m1").gflops["gpu"]
 
 
 def test_a_mac_with_an_intel_processor_has_no_neural_engine() -> None:

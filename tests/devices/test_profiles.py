@@ -46,6 +46,21 @@ def test_a_shipped_profile(name: str) -> None:
         assert {"gpu", "npu"} <= set(profile.gflops)
 
 
+@pytest.mark.parametrize(
+    ("chip", "name"),
+    [
+        ("Apple M1", "apple-m1"),
+        ("Apple M1 Max", "apple-m1-max"),
+        ("Apple M3 Ultra", "apple-m3"),
+        ("Apple M10", None),
+        ("Apple", None),
+    ],
+)
+def test_a_chip_without_a_profile_has_that_of_its_kind(chip: str, name: str | None) -> None:
+    found = profile_of_chip(chip)
+    assert (found and found.name) == name
+
+
 def test_the_devices_that_people_have_are_there() -> None:
     names = set(load_profiles())
     assert len(names) >= 16

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgevlm.devices.linux import linux_machine
 from edgevlm.devices.outlook import Sizes
 from edgevlm.devices.predict import predict_memory
 from edgevlm.engine.placement import Placement
@@ -87,7 +88,7 @@ def test_a_placement_that_fits_is_taken_where_the_soonest_does_not(
     room = {"onnx": 10**8, "llamacpp": 10**10, "mlx": 10**8}
     for module in ("choice", "shapes"):
         monkeypatch.setattr(
-            f"edgevlm.models.{module}.memory_left", lambda machine, runtime: room[runtime]
+            f"edgevlm.models.{module}.memory_allowed", lambda machine, runtime: room[runtime]
         )
     placement = Placement.parse(chosen(settings, catalog))
     assert placement.language == "llamacpp"
@@ -103,10 +104,21 @@ def test_little_memory_shortens_the_context_before_it_refuses(
     # Enough for the smallest placement and some thousand tokens.
     room = min(predicted(sizes, placement, 4000) for placement in offers)
     for module in ("choice", "shapes"):
-        monkeypatch.setattr(f"edgevlm.models.{module}.memory_left", lambda *_: room)
+        monkeypatch.setattr(f"edgevlm.models.{module}.memory_allowed", lambda *_: room)
     placement = Placement.parse(chosen(settings, catalog))
     context = check_fit(sizes, placement, settings, catalog)
     assert context is not None
     assert 2048 <= context <= 4000
     with pytest.raises(DoesNotFit):
         check_fit(sizes, placement, replace(settings, context_length=8192), catalog)
+
+
+def test_nothing_is_refused_where_the_system_does_not_tell_its_memory(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = linux_machine("riscv64", tmp_path, graphics=False)
+    assert silent.total == 0
+    monkeypatch.setattr("edgevlm.models.shapes.this_machine", lambda: silent)
+    catalog = model(tmp_path / "files")
+    placement, sizes = choose("cam", "onnx", settings, Store(settings, catalog))
+    assert check_fit(sizes, placement, settings, catalog) is None
