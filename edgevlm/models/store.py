@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +163,7 @@ class Store:
     def _remove(self, key: str, runtime: str) -> int:
         place = self.root / key / runtime
         unfinished = [*self.staging.glob(f"{key}--{runtime}--*")]
-        freed = sum(_bytes_in(folder) for folder in [place, *unfinished])
+        freed = _freed_by([place, *unfinished])
         retract(place)
         for folder in unfinished:
             shutil.rmtree(folder)
@@ -382,5 +383,10 @@ def _name(target: CatalogEntry | HubId) -> str:
     return target.name if isinstance(target, CatalogEntry) else str(target)
 
 
-def _bytes_in(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+def _freed_by(folders: Iterable[Path]) -> int:
+    """Bytes that removing all of them frees: what a placement of the model elsewhere shares
+    with them (a hard link) stays."""
+    files = [p.lstat() for folder in folders for p in folder.rglob("*") if p.is_file()]
+    links = Counter((file.st_dev, file.st_ino) for file in files)
+    last = {(file.st_dev, file.st_ino): file for file in files}
+    return sum(f.st_size for place, f in last.items() if links[place] >= f.st_nlink)
