@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,3 +68,15 @@ def _shards(folder: Path) -> list[Path]:
     if missing:
         raise ModelCorrupt(f"{folder} lacks {missing[0]}.")
     return [folder / name for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the contents of the small files, and of the weights' names, sizes and times."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        elif path.suffix in (".json", ".jinja"):
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

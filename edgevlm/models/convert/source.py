@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from edgevlm.errors import ModelCorrupt, NotSupported, Offline
 from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import CatalogEntry, load_catalog
-from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.checkpoint import Checkpoint, fingerprint
 from edgevlm.models.disk import disk_errors
 from edgevlm.models.fetch import fetch
 from edgevlm.models.layouts.base import configuration
@@ -122,16 +121,4 @@ def _checked(name: str, folder: Path, origin: str) -> Source:
         for file in map(SafetensorsFile, sorted(folder.glob("*.safetensors")))
         for tensor in file
     ]
-    return Source(name, folder, origin, sum(map(math.prod, shapes)), _fingerprint(folder))
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of the contents of the small files, and of the weights' names, sizes and times."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors":
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        elif path.suffix in (".json", ".jinja"):
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return Source(name, folder, origin, sum(map(math.prod, shapes)), fingerprint(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import gguf
 
 from edgevlm.families.config_files import read_chat_template
-from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.checkpoint import Checkpoint, fingerprint
 from edgevlm.models.disk import disk_errors, require_space
 from edgevlm.models.gguf_export import decoder, vision
 from edgevlm.models.gguf_export.quantizer import FILE_TYPES, quantize
@@ -34,7 +33,7 @@ class Stages:
         self._name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
         self._config = read_config(source)
         self._checkpoint = Checkpoint(source)
-        self._fingerprint = _fingerprint(source)
+        self._fingerprint = fingerprint(source)
         with disk_errors(target):
             target.mkdir(parents=True, exist_ok=True)
 
@@ -108,15 +107,3 @@ class Stages:
         except Exception:  # whatever a file of the same name may hold
             return False
         return field is not None and bool(field.contents() == self._fingerprint)
-
-
-def _fingerprint(source: Path) -> str:
-    """Of the contents of the small files, and of the weights' names, sizes and times."""
-    digest = hashlib.sha256()
-    for path in sorted(source.iterdir()):
-        if path.suffix == ".safetensors":
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        elif path.suffix in (".json", ".jinja"):
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
