@@ -83,9 +83,15 @@ class AsyncSession:
         return AsyncStream(self, self.sync.stream(*args, **kwargs))
 
     def cancel(self) -> None:
+        """See `Session.cancel`."""
         self.sync.cancel()
 
+    def set_route(self, route: str) -> None:
+        """See `Session.set_route`."""
+        self.sync.set_route(route)
+
     async def reset(self) -> None:
+        """See `Session.reset`."""
         await self._run(self.sync.reset)
 
     async def close(self) -> None:

@@ -261,6 +261,7 @@ class Session:
         self._turns.clear()
 
     def close(self) -> None:
+        """Stop the answer under way, and let the model go unless others share it."""
         self.cancel()
         self._context.close()
         if self._owns_model:

@@ -5,7 +5,7 @@
 | `home`           | `EDGEVLM_HOME`           | the one folder that holds all state               |
 | `offline`        | `EDGEVLM_OFFLINE`        | no network at all                                 |
 | `model`          | `EDGEVLM_MODEL`          | model name, hub id or folder; `auto` chooses      |
-| `runtime`        | `EDGEVLM_RUNTIME`        | runtime name; `auto` chooses                      |
+| `runtime`        | `EDGEVLM_RUNTIME`        | runtime or placement; `auto` chooses              |
 | `route`          | `EDGEVLM_ROUTE`          | `local`, `auto` or `cloud`                        |
 | `threads`        | `EDGEVLM_THREADS`        | compute threads; unset: one a physical core       |
 | `context_length` | `EDGEVLM_CONTEXT_LENGTH` | most tokens of a conversation; unset: the model's |

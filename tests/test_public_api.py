@@ -26,6 +26,7 @@ HEAVY = {
     "torch",
     "transformers",
 }
+EXTRAS = {"av", "coremltools", "llama_cpp", "llguidance", "mlx", "mlx_vlm", "onnx", "pydantic"}
 
 
 def test_the_public_names_are_these() -> None:
@@ -69,9 +70,14 @@ def test_help_loads_no_heavy_package() -> None:
         "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
         "  from edgevlm.cli import run; run(['--help'])"
     )
-    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+    assert {name.partition(".")[0] for name in loaded} & (HEAVY | EXTRAS) == set()
 
 
 def test_a_session_loads_no_extra() -> None:
     loaded = _modules_after("import edgevlm.session")
-    assert {name.partition(".")[0] for name in loaded} & {"av", "llguidance", "pydantic"} == set()
+    assert {name.partition(".")[0] for name in loaded} & EXTRAS == set()
+
+
+def test_an_async_session_has_the_names_of_a_session() -> None:
+    names = {name for name in vars(edgevlm.Session) if not name.startswith("_")}
+    assert names - {"answering"} <= set(vars(edgevlm.AsyncSession))
