@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 BUILT_IN = "edgevlm-tiny"
 DEFAULT = "smolvlm2-500m"
 _FEATURE_BYTES = 64 * 2**20
+# How often one that waits for its turn looks at its cancel.
+_LOOK_S = 0.02
 
 _log = logging.getLogger("edgevlm")
 Notice = Callable[[str], None]
@@ -82,9 +85,10 @@ class Model:
         """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once.
 
         Raises ModelCorrupt where the encoder gives another number of tokens than the
-        prompt has slots, and what `VisionEncoder.encode` raises.
+        prompt has slots, Interrupted also while another session's picture is encoded, and
+        what `VisionEncoder.encode` raises.
         """
-        with self._lock:
+        with self._turn(cancel):
             known = self._features.get(image.key)
             if known is not None:
                 self._features.move_to_end(image.key)
@@ -100,6 +104,15 @@ class Model:
             self._features[image.key] = features
             self._forget_oldest()
             return features
+
+    @contextmanager
+    def _turn(self, cancel: Cancel) -> Iterator[None]:
+        while not self._lock.acquire(timeout=_LOOK_S):
+            cancel.check()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _forget_oldest(self) -> None:
         held = sum(features.nbytes for features in self._features.values())
