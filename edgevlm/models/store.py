@@ -147,10 +147,15 @@ class Store:
         """
         key = self._key(name)
         runtimes = {p.name for p in self._runtimes(key)} | set(self._unfinished(key))
-        if runtime is not None:
-            runtimes &= {runtime}
         if not runtimes:
             raise _absent(name)
+        if runtime is not None and runtime not in runtimes:
+            raise ModelUnavailable(
+                f"{name} is not on this device for runtime {runtime}.",
+                hint=f"It is here for: {', '.join(sorted(runtimes))}.",
+                retryable=False,
+            )
+        runtimes = {runtime} if runtime is not None else runtimes
         freed = 0
         with disk_errors(self.root):
             for each in sorted(runtimes):

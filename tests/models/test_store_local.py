@@ -340,6 +340,9 @@ def test_placements_of_one_model_share_files(home: Path, origin: Path) -> None:
         version = Store(Settings(home=home), one).pull("cam", runtime=name)
     assert (version.folder / paths[2]).stat().st_nlink == 2
     store, size = Store(Settings(home=home), one), version.manifest.size
+    with pytest.raises(ModelUnavailable, match="runtime llamacpp") as caught:
+        store.remove("cam", runtime="llamacpp")
+    assert "onnx, onnx+llamacpp" in (caught.value.hint or "")
     # What they share is freed with the last of them, and with the first its record alone.
     assert store.remove("cam", runtime="onnx") < 5_000 < size
     assert store.remove("cam") > size
