@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import BlockEmbeddings, ImageInput
+from edgevlm.errors import PromptTooLong
 
 Ids: TypeAlias = NDArray[np.int64]
 Embeddings: TypeAlias = NDArray[np.float32]
@@ -76,6 +77,22 @@ class Context(Protocol):
         stays exact."""
 
     def close(self) -> None: ...
+
+
+def length_after(parts: Sequence[Part], length: int, limit: int) -> int:
+    """The length of a context of `length` positions with `parts` behind them.
+
+    Raises ValueError where they are empty, and PromptTooLong above `limit`.
+    """
+    total = length + sum(len(part) for part in parts)
+    if total == length:
+        raise ValueError("nothing to append")
+    if total > limit:
+        raise PromptTooLong(
+            f"The conversation needs {total} tokens, the context holds {limit}.",
+            hint="Ask for less at once, use fewer pictures, or start a new conversation.",
+        )
+    return total
 
 
 class LanguageModel(Protocol):

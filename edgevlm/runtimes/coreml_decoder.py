@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.errors import NotSupported, RuntimeFailed
 from edgevlm.runtimes import coreml_predict
 from edgevlm.runtimes.coreml_embeddings import EmbeddingTable
 from edgevlm.runtimes.coreml_package import PackageInfo, read_package, refusal, require_role
@@ -100,22 +100,14 @@ class CoreMLContext:
         """
         if self._state is None:
             raise RuntimeFailed("The context was closed.", hint="Open a new one.")
-        count = sum(len(part) for part in parts)
-        if not count:
-            raise ValueError("nothing to append")
-        limit = self._model.context_length
-        if self.length + count > limit:
-            raise PromptTooLong(
-                f"The conversation needs {self.length + count} tokens, the context holds {limit}.",
-                hint="Ask for less at once, use fewer pictures, or start a new conversation.",
-            )
+        total = length_after(parts, self.length, self._model.context_length)
         embeddings = self._model.embed(parts)
-        for start in range(0, count, self._model.chunk):
+        for start in range(0, len(embeddings), self._model.chunk):
             cancel.check()
             chunk = embeddings[start : start + self._model.chunk]
             logits = self._model.run(self._state, chunk, self.length + start)
         cancel.check()
-        self.length += count
+        self.length = total
         return logits
 
     def truncate(self, length: int) -> None:

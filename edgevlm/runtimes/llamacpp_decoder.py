@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import ModelCorrupt, NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
 from edgevlm.runtimes.llamacpp_layout import PositionMap, lay_out
 from edgevlm.runtimes.llamacpp_sequence import Piece, Sequence
 from edgevlm.runtimes.llamacpp_weights import (
@@ -102,16 +102,7 @@ class LlamaCppContext:
         with self._turn:
             model = self._opened()
             model.opened()
-            count = sum(len(part) for part in parts)
-            if not count:
-                raise ValueError("nothing to append")
-            total = self.length + count
-            if total > model.context_length:
-                raise PromptTooLong(
-                    f"The conversation needs {total} tokens,"
-                    f" the context holds {model.context_length}.",
-                    hint="Ask for less at once, use fewer pictures, or start a new conversation.",
-                )
+            total = length_after(parts, self.length, model.context_length)
             _check_widths(parts, model.d_model)
             pieces, after = lay_out(parts, self.length, self._map, m_rope=model.has_m_rope)
             sequence = self._reserve(model, total, _widest(pieces))

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.errors import NotSupported, RuntimeFailed
 from edgevlm.runtimes.mlx_cache import SequenceCache
 from edgevlm.runtimes.mlx_config import context_length, rope_fields
 from edgevlm.runtimes.mlx_loading import embeddings_owner, load
@@ -108,15 +108,12 @@ class MlxContext:
         Raises PromptTooLong, NotSupported, Interrupted, RuntimeFailed, ValueError for
         nothing to append; after each of them the context is as it was.
         """
-        count = sum(len(part) for part in parts)
-        if not count:
-            raise ValueError("nothing to append")
-        self._check_room(count)
+        total = length_after(parts, self.length, self._model.context_length)
         for part in parts:
             self._check(part)
         logits = on_mlx_thread_until(cancel, self._extend, parts, cancel)
         # Only here: a call that was given up may have come to its end.
-        self.length += count
+        self.length = total
         return logits
 
     def truncate(self, length: int) -> None:
@@ -204,14 +201,6 @@ class MlxContext:
                     f"The decoder has no token {strange[0]}.",
                     hint="Its tokenizer belongs to another model: fetch the model again.",
                 )
-
-    def _check_room(self, count: int) -> None:
-        total, limit = self.length + count, self._model.context_length
-        if total > limit:
-            raise PromptTooLong(
-                f"The conversation needs {total} tokens, the context holds {limit}.",
-                hint="Ask for less at once, use fewer pictures, or start a new conversation.",
-            )
 
     def _opened(self) -> SequenceCache:
         if self._cache is None:

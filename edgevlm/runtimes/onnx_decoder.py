@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part
+from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import NotSupported, PromptTooLong, RuntimeFailed
+from edgevlm.errors import NotSupported, RuntimeFailed
 from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
 from edgevlm.runtimes.onnx_layout import (
     cache_layout,
@@ -137,26 +137,18 @@ class OnnxContext:
         nothing to append; after each of them the context is as it was.
         """
         cache = self._opened()
-        count = sum(len(part) for part in parts)
-        if not count:
-            raise ValueError("nothing to append")
-        limit = self._model.context_length
-        if self.length + count > limit:
-            raise PromptTooLong(
-                f"The conversation needs {self.length + count} tokens, the context holds {limit}.",
-                hint="Ask for less at once, use fewer pictures, or start a new conversation.",
-            )
+        total = length_after(parts, self.length, self._model.context_length)
         try:
             logits = self._run_in_chunks(cache, self._model.embed(parts), cancel)
         except BaseException as error:
             cache.truncate(self.length)
             if isinstance(error, MemoryError):
                 raise RuntimeFailed(
-                    f"Not enough memory for a conversation of {self.length + count} tokens.",
+                    f"Not enough memory for a conversation of {total} tokens.",
                     hint="Use fewer pictures, a new conversation or a smaller model.",
                 ) from error
             raise
-        self.length += count
+        self.length = total
         return logits
 
     def truncate(self, length: int) -> None:
