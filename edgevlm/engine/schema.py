@@ -12,6 +12,7 @@ from edgevlm.errors import NotSupported, UsageError
 _MAX_CHARACTERS = 128 * 1024
 _COMBINED = {"$ref", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
 _VALUES = {"const", "default", "enum", "examples"}
+_NAMED = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
 _TOO_LARGE = 2**63
 _HINT = "Give a JSON Schema (a dict or its JSON text), or a class that pydantic knows."
 
@@ -127,8 +128,17 @@ def _close(node: Any) -> Any:
         return [_close(item) for item in node]
     if not isinstance(node, dict):
         return node
-    closed = {key: value if key in _VALUES else _close(value) for key, value in node.items()}
+    closed = {key: _close_under(key, value) for key, value in node.items()}
     if isinstance(node.get("properties"), dict):
         closed.setdefault("type", "object")
         closed.setdefault("additionalProperties", False)
     return closed
+
+
+def _close_under(key: str, value: Any) -> Any:
+    """What stands under a keyword: a value, schemas by names of the user's own, or schemas."""
+    if key in _VALUES:
+        return value
+    if key in _NAMED and isinstance(value, dict):
+        return {name: _close(schema) for name, schema in value.items()}
+    return _close(value)

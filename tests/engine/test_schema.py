@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, field_validator
 
+from edgevlm.engine.grammar import check_schema
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import UsageError
 
@@ -159,3 +160,14 @@ def circular() -> dict[str, Any]:
 def test_what_is_no_schema(given: object) -> None:
     with pytest.raises(UsageError):
         Schema.of(given)
+
+
+@pytest.mark.parametrize("name", ["properties", "enum", "default", "$defs", "items", "type"])
+@pytest.mark.parametrize("under", ["properties", "$defs"])
+def test_keys_may_be_called_like_keywords(under: str, name: str) -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "string"}}}
+    given = {"type": "object", "properties": {"x": {"type": "string"}}}
+    text = Schema.of(given | {under: {name: inner}}).text
+    closed = {**inner, "additionalProperties": False}
+    assert json.loads(text)[under] == {name: closed}
+    check_schema(text)
