@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgevlm.errors import ModelCorrupt, TemplateError
 from edgevlm.families.base import Detail, Turn
 from edgevlm.families.config_files import read_chat_template
 from edgevlm.families.layout import Letters, Markup, Piece, Tokens, images_of, render_turns
+from edgevlm.families.shrink import prepare_within
 from edgevlm.families.template import ChatTemplate
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_library import llama
@@ -62,7 +64,10 @@ class MtmdFamily:
         """
         longest = self._own_side if detail == "low" else None
         with self._turn:
-            return prepare(self._mtmd, pixels, longest=longest, budget=budget).as_input()
+            made = prepare_within(
+                pixels, partial(prepare, self._mtmd), longest=longest, budget=budget
+            )
+        return made.as_input()
 
     def render(self, turns: Sequence[Turn]) -> Prompt:
         """Lay out the conversation, ending where the assistant's answer begins.

@@ -8,20 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Embeddings
 from edgevlm.engine.prompt import Block, ImageInput, ImageSlot
 from edgevlm.errors import NotSupported, RuntimeFailed
-from edgevlm.families.base import check_budget
 from edgevlm.families.layout import Piece, Tokens
 from edgevlm.media.image import pixels_key
 from edgevlm.runtimes.llamacpp_library import mtmd as library
 from edgevlm.runtimes.llamacpp_mtmd import Chunk, Mtmd
-
-# Below so many pixels on its longer side no picture gets fewer tokens.
-_SMALLEST = 16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -68,36 +63,8 @@ class MtmdPicture:
             return np.concatenate([mtmd.encode(c, cancel) for c in chunks if c.is_image])
 
 
-def prepare(
-    mtmd: Mtmd, rgb: NDArray[np.uint8], *, longest: int | None = None, budget: int | None = None
-) -> MtmdPicture:
-    """Prepare RGB uint8 [H, W, 3], made smaller first where it is longer than `longest` pixels
-    or costs more than `budget` tokens.
-
-    Raises UsageError where no size costs so little, NotSupported, RuntimeFailed.
-    """
-    height, width, _ = rgb.shape
-    scale = min(1.0, longest / max(height, width)) if longest else 1.0
-    picture = _prepare(mtmd, _scaled(rgb, scale))
-    while budget is not None and picture.n_tokens > budget:
-        if max(picture.rgb.shape) <= _SMALLEST:
-            check_budget(budget, picture.n_tokens)
-        # Tokens go with the area, in steps.
-        scale *= min(0.9, (budget / picture.n_tokens) ** 0.5)
-        scale = max(scale, _SMALLEST / max(height, width))
-        picture = _prepare(mtmd, _scaled(rgb, scale))
-    return picture
-
-
-def _scaled(rgb: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    if scale >= 1:
-        return rgb
-    height, width, _ = rgb.shape
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-
-
-def _prepare(mtmd: Mtmd, rgb: NDArray[np.uint8]) -> MtmdPicture:
+def prepare(mtmd: Mtmd, rgb: NDArray[np.uint8]) -> MtmdPicture:
+    """Prepare RGB uint8 [H, W, 3]. Raises NotSupported, RuntimeFailed."""
     with mtmd.chunks(rgb) as chunks:
         runs = tuple(chunk.n_tokens if chunk.is_image else _ids(mtmd, chunk) for chunk in chunks)
         pictures = [chunk for chunk in chunks if chunk.is_image]

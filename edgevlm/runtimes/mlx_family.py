@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Part, Prompt
 from edgevlm.errors import TemplateError
-from edgevlm.families.base import Detail, Turn, check_budget
+from edgevlm.families.base import Detail, Turn
 from edgevlm.families.config_files import (
     read_chat_template,
     read_tokenizer,
@@ -21,6 +20,7 @@ from edgevlm.families.config_files import (
     stop_ids,
 )
 from edgevlm.families.layout import MarkupTokenizer, images_of, render_turns
+from edgevlm.families.shrink import prepare_within
 from edgevlm.families.template import ChatTemplate
 from edgevlm.media.image import pixels_key
 from edgevlm.runtimes.mlx_own_picture import PreparedPicture, Preprocessor
@@ -28,8 +28,6 @@ from edgevlm.runtimes.mlx_own_picture import PreparedPicture, Preprocessor
 # Ends of a turn that generation_config.json may not name.
 _ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>")
 _LOW_SIDE = 448
-# Below so many pixels on its longer side no picture gets fewer tokens.
-_SMALLEST = 16
 
 
 class MlxFamily:
@@ -57,16 +55,8 @@ class MlxFamily:
         model's pictures differ in size. Raises UsageError where no size costs so little,
         NotSupported, RuntimeFailed.
         """
-        longest = max(pixels.shape[:2])
-        scale = min(1.0, _LOW_SIDE / longest) if detail == "low" else 1.0
-        picture = self._preprocessor.prepare(_scaled(pixels, scale))
-        while budget is not None and picture.n_tokens > budget:
-            if max(picture.rgb.shape[:2]) <= _SMALLEST:
-                check_budget(budget, picture.n_tokens)
-            # Tokens go with the area, in steps.
-            scale *= min(0.9, (budget / picture.n_tokens) ** 0.5)
-            scale = max(scale, _SMALLEST / longest)
-            picture = self._preprocessor.prepare(_scaled(pixels, scale))
+        longest = _LOW_SIDE if detail == "low" else None
+        picture = prepare_within(pixels, self._preprocessor.prepare, longest=longest, budget=budget)
         key = hashlib.sha256(f"{pixels_key(picture.rgb)} {self._fingerprint}".encode())
         return ImageInput(
             pixel_values=np.empty((0, 3, 0, 0), np.float32),
@@ -104,14 +94,6 @@ def _picture(image: ImageInput) -> PreparedPicture:
             "A picture was prepared for another model.", hint="Prepare it with this one."
         )
     return image.prepared
-
-
-def _scaled(rgb: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    if scale >= 1:
-        return rgb
-    height, width, _ = rgb.shape
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
 
 
 def _fingerprint(folder: Path) -> str:
