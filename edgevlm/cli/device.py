@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgevlm.cli.nouns import command, make_table, print_table
 from edgevlm.errors import DoesNotFit, EdgeVLMError, ModelCorrupt, NotSupported, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgevlm.devices.outlook import OtherDevice, Sizes, ThisMachine
     from edgevlm.devices.plan import Candidate, DevicePlan
     from edgevlm.devices.shape import ModelShape, Workload
@@ -45,14 +42,7 @@ def device() -> None:
     """Show this machine, and plan where a model runs."""
 
 
-def _command(
-    name: str, *examples: str, short: str | None = None
-) -> Callable[[Callable[..., None]], click.Command]:
-    lines = "\n".join(f"  edgevlm device {name}{' ' if e else ''}{e}" for e in examples)
-    return device.command(name, epilog=f"\b\nExamples:\n{lines}\n", short_help=short)
-
-
-@_command("show", "", "--json", short="Show this machine and its runtimes.")
+@command(device, "show", "", "--json", short="Show this machine and its runtimes.")
 @_json
 def show(as_json: bool) -> None:
     """Show this machine: processor, memory and its limits, graphics, runtimes."""
@@ -105,7 +95,7 @@ def show(as_json: bool) -> None:
         click.echo(f"  runtime    {name}: {why or 'can run'}")
 
 
-@_command("list", "", "--json", short="List the devices that are known.")
+@command(device, "list", "", "--json", short="List the devices that are known.")
 @_json
 def list_devices(as_json: bool) -> None:
     """List the devices whose published figures a plan can be made with."""
@@ -129,14 +119,15 @@ def list_devices(as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
-    table = _table("name", "device", "for a model", "GB/s")
+    table = make_table("name", "device", "for a model", "GB/s")
     for profile in profiles.values():
         memory = _gb(profile.for_one_app)
         table.add_row(profile.name, profile.title, memory, f"{profile.bandwidth:.0f}")
-    _print(table)
+    print_table(table)
 
 
-@_command(
+@command(
+    device,
     *("plan", "--model smolvlm2-2.2b", "--profile apple-m4 --model smolvlm2-500m"),
     *("--context 2048 --image-size 1920x1080 --images 3", "--runtime llamacpp --json"),
     short="Say where a model runs, if it fits, and how fast.",
@@ -331,19 +322,3 @@ def _runtimes() -> dict[str, str | None]:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False, markup=False).print(table)

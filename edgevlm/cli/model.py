@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevlm.cli.convert import convert
+from edgevlm.cli.nouns import command, make_table, print_table
 from edgevlm.errors import ModelCorrupt, UsageError
 
 if TYPE_CHECKING:
@@ -46,15 +47,7 @@ def model() -> None:
 model.add_command(convert)
 
 
-def _command(
-    name: str, *examples: str, short: str | None = None
-) -> Callable[[Callable[..., None]], click.Command]:
-    """`short` is for the list of commands, where the first sentence would be cut."""
-    lines = "\n".join(f"  edgevlm model {name}{' ' if e else ''}{e}" for e in examples)
-    return model.command(name, epilog=f"\b\nExamples:\n{lines}\n", short_help=short)
-
-
-@_command("list", "", "--all", "--json", short="List what there is, and what is here.")
+@command(model, "list", "", "--all", "--json", short="List what there is, and what is here.")
 @click.option("--all", "everything", is_flag=True, help="One line for each runtime, with sources.")
 @_json
 def list_models(everything: bool, as_json: bool) -> None:
@@ -64,10 +57,11 @@ def list_models(everything: bool, as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
-    _print(_all_table(rows) if everything else _short_table(rows))
+    print_table(_all_table(rows) if everything else _short_table(rows))
 
 
-@_command(
+@command(
+    model,
     *("pull", "smolvlm2-500m", "smolvlm2-2.2b --runtime llamacpp", "owner/repo@revision"),
     short="Fetch a model, or mend a damaged one.",
 )
@@ -92,7 +86,7 @@ def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
     click.echo(f"{version.name} is here for runtime {version.runtime}: {size} in {version.folder}")
 
 
-@_command("show", "smolvlm2-500m", "edgevlm-tiny --json")
+@command(model, "show", "smolvlm2-500m", "edgevlm-tiny --json")
 @click.argument("name")
 @_runtime
 @_json
@@ -120,7 +114,8 @@ def show(name: str, runtime: str | None, as_json: bool) -> None:
         _describe(document)
 
 
-@_command(
+@command(
+    model,
     *("remove", "smolvlm2-500m", "smolvlm2-500m --runtime onnx --yes"),
     short="Remove a model from this device.",
 )
@@ -145,7 +140,9 @@ def remove(name: str, runtime: str | None, yes: bool, as_json: bool) -> None:
         click.echo(f"{name} is removed: {size_text(freed)} freed.")
 
 
-@_command("verify", "", "smolvlm2-500m", "--json", short="Compare files with what was published.")
+@command(
+    model, "verify", "", "smolvlm2-500m", "--json", short="Compare files with what was published."
+)
 @click.argument("name", required=False)
 @_json
 def verify(name: str | None, as_json: bool) -> None:
@@ -271,7 +268,7 @@ def _version_json(version: Published) -> dict[str, Any]:
 
 
 def _short_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("name", "parameters", "download", "licence", "on this device")
+    table = make_table("name", "parameters", "download", "licence", "on this device")
     for row in rows:
         installed = ", ".join(version["runtime"] for version in row["installed"])
         sizes = [_size(files["size"]) for files in row["runtimes"].values()]
@@ -286,7 +283,7 @@ def _short_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _all_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table("name", "runtime", "download", "bits", "verified", "on this device", "from")
+    table = make_table("name", "runtime", "download", "bits", "verified", "on this device", "from")
     for row in rows:
         here = {version["runtime"]: version for version in row["installed"]}
         for runtime in dict.fromkeys([*row["runtimes"], *here]):
@@ -341,22 +338,6 @@ def _size(size: int) -> str:
     from edgevlm.models.disk import size_text
 
     return size_text(size)
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("name", "runtime"))
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False).print(table)
 
 
 def _print_json(value: Any) -> None:
