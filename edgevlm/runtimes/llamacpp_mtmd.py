@@ -136,6 +136,7 @@ class Mtmd:
         opened = self._opened
         if opened is None:
             raise RuntimeFailed("The model was closed.", hint="Load it again.")
+        opened.weights.check_process()
         return opened
 
     def _failure(self, lines: list[str]) -> RuntimeFailed:
@@ -156,7 +157,7 @@ class _Opened:
     """An `mtmd_context`, freed with the last reference to this object."""
 
     def __init__(self, pointer: Any, weights: Weights, callback: Any) -> None:
-        self.pointer = pointer
+        self.pointer, self.weights = pointer, weights
         weakref.finalize(self, _free, pointer, weights, callback).atexit = False
 
 

@@ -89,6 +89,7 @@ class Sequence:
         """Append pieces of `batch` positions at most; the logits float32 [n_vocab] of the
         last, owned by the caller. Raises Interrupted, RuntimeFailed; some pieces may then
         have gone in."""
+        self._weights.check_process()
         flag = StopFlag()
         flag.watch(self._pointer)
         with cancel.calling(flag.raise_):

@@ -36,15 +36,31 @@ class Weights:
         params = llama.llama_model_default_params()
         params.vocab_only = vocabulary_only
         with errors() as lines:
-            self.pointer: Any = llama.llama_model_load_from_file(os.fsencode(path), params)
-        if not self.pointer:
+            pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not pointer:
             raise _load_failure(path, reason(lines))
+        self._pointer: Any = pointer
+        self._process = os.getpid()
         # Not at exit: a daemon thread may still be computing with it.
-        weakref.finalize(self, llama.llama_model_free, self.pointer).atexit = False
+        weakref.finalize(self, llama.llama_model_free, pointer).atexit = False
         vocabulary = llama.llama_model_get_vocab(self.pointer)
         self.n_vocab: int = llama.llama_vocab_n_tokens(vocabulary)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self.pointer)
         self.d_model: int = llama.llama_model_n_embd_inp(self.pointer)
+
+    @property
+    def pointer(self) -> Any:
+        """The `llama_model`. Raises RuntimeFailed in a fork of the process that loaded it."""
+        self.check_process()
+        return self._pointer
+
+    def check_process(self) -> None:
+        """Raise RuntimeFailed in a fork: OpenMP would wait for threads that stayed behind."""
+        if os.getpid() != self._process:
+            raise RuntimeFailed(
+                "llama.cpp does not outlive a fork of the process.",
+                hint="Load models in the process that asks, and start it with `spawn`.",
+            )
 
     @property
     def is_f32(self) -> bool:

@@ -8,6 +8,8 @@ thread that meets it fails. Sessions come from any thread, so their work is hand
 from __future__ import annotations
 
 import atexit
+import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,6 +25,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+# transformers, which mlx-vlm brings, says at its import that it lacks a PyTorch nobody wants here.
+logging.getLogger("transformers").addFilter(
+    lambda record: not record.getMessage().startswith("PyTorch was not found")
+)
+
+
 class _Worker:
     """A thread that lives until the program ends, and then gives its streams back: the
     process would be aborted for streams that outlive their thread."""
@@ -31,10 +39,19 @@ class _Worker:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlx", daemon=True)
         self._thread.start()
+        self._process = os.getpid()
         atexit.register(self._end)
 
     def submit(self, call: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
+        if os.getpid() != self._process:  # a fork leaves the thread behind
+            future.set_exception(
+                RuntimeFailed(
+                    "MLX does not outlive a fork of the process.",
+                    hint="Load models in the process that asks, and start it with `spawn`.",
+                )
+            )
+            return future
         if not self._thread.is_alive():
             future.set_exception(RuntimeError("the program is ending"))
             return future
