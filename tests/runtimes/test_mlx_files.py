@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_factory import OPTIONS, MlxParts, mlx_files
+from smolvlm_factory import Dims, make_random_model
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import ModelFiles
@@ -21,6 +24,8 @@ from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.models.mlx_export import export_mlx
 from edgevlm.runtimes import get_runtime
 from edgevlm.runtimes.mlx_decoder import MlxLanguageModel
+from edgevlm.runtimes.mlx_loading import load_folder
+from edgevlm.runtimes.mlx_thread import on_mlx_thread
 from edgevlm.runtimes.mlx_vision import MlxVisionEncoder
 
 WEIGHTS = "model.safetensors"
@@ -194,6 +199,34 @@ def test_quantization_that_the_weights_do_not_have(
     edit_config(folder, lambda config: config["quantization"].update(lie))
     with pytest.raises(ModelCorrupt):
         load(folder)
+
+
+def test_a_folder_with_everything_at_4_bits(tmp_path: Path) -> None:
+    """As mlx-community's first ones: the tower and its positions too, told by two numbers."""
+    dims = Dims(vision_hidden=64, vision_intermediate=128)
+    whole = make_random_model(tmp_path / "whole", dims=dims, variant="idefics3")
+    packed = Path(shutil.copytree(whole, tmp_path / "packed"))
+
+    def pack() -> None:
+        model = load_folder(whole).model
+        nn.quantize(model, 64, 4, class_predicate=_is_packed)
+        weights = dict(tree_flatten(model.parameters()))
+        assert "vision_model.embeddings.position_embedding.scales" in weights
+        mx.save_safetensors(str(packed / WEIGHTS), weights)
+
+    on_mlx_thread(pack)
+    edit_config(packed, lambda c: c.update(quantization={"group_size": 64, "bits": 4}))
+    parts, expected = MlxParts(packed), MlxParts(whole)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = expected.family.preprocess(pixels)
+    rows = [each.vision.encode(image, Cancel()) for each in (parts, expected)]
+    assert np.corrcoef(*(each.ravel() for each in rows))[0, 1] > 0.95
+    found = parts.language.new_context().extend([IDS], Cancel())
+    assert np.corrcoef(found, logits(whole))[0, 1] > 0.95
+
+
+def _is_packed(path: str, module: Any) -> bool:
+    return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
 
 
 def test_quantization_that_is_no_object(few_bits: Path, tmp_path: Path) -> None:
