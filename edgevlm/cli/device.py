@@ -175,11 +175,15 @@ def plan(
     wanted, missing = runtime or settings.runtime, _unpublished(outlook, offers)
     here = () if profile else store.here(name)
     made = make_plan(outlook, offers, work, wanted, missing, here)
-    if made.chosen is None and asked is None:  # a session would shorten it too
-        shorter = shorter_context(outlook, offers)
+    # A session shortens a context that wasn't asked for, rather than fetch or refuse.
+    for among in (here, offers) if asked is None else ():
+        if made.chosen is not None and (not among or made.chosen.placement in among):
+            continue
+        shorter = shorter_context(outlook, among)
         if work.prompt < shorter < work.context:
-            work = replace(work, context=shorter)
-            made = make_plan(outlook, offers, work, wanted, missing, here)
+            again = replace(work, context=shorter)
+            trial = make_plan(outlook, offers, again, wanted, missing, here)
+            made = trial if trial.chosen and trial.chosen.placement in among else made
     largest = None if made.chosen else _largest(outlook, store, work.context)
     if as_json:
         click.echo(json.dumps({**made.to_dict(), "largest_that_fits": largest}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
+from itertools import product
 
 from edgevlm.devices.outlook import Sizes, ThisMachine
 from edgevlm.devices.placement import choose_placement
@@ -25,14 +27,15 @@ def choose(name: str, runtime: str, settings: Settings, store: Store) -> tuple[P
     sizes = sizes_of(name, store)
     machine = ThisMachine(sizes, settings.home, settings.threads)
 
-    def fitting(context: int | None, placement: Placement) -> bool:
-        return fits(sizes, placement, context, memory_allowed(machine.machine, placement.language))
+    def fitting(among: Collection[Placement], context: int | None, placement: Placement) -> bool:
+        room = memory_allowed(machine.machine, placement.language)
+        return placement in among and fits(sizes, placement, context, room)
 
     offers, here = store.placements(name), store.here(name)
     asked = settings.context_length
-    # Where none fits with its whole context, one may with a shorter.
-    for context in (asked, asked or ENOUGH_CONTEXT):
-        enough = partial(fitting, context)
+    # A shorter context, where none was asked for, is less of a loss than another download.
+    for among, context in product((here, offers), (asked, asked or ENOUGH_CONTEXT)):
+        enough = partial(fitting, among, context)
         placement = choose_placement(offers, runtime, machine, fits=enough, here=here)
         if enough(placement):
             break

@@ -11,6 +11,8 @@ import pytest
 from edgevlm.cli import run
 from edgevlm.devices import machine as machine_module
 from edgevlm.devices import measure
+from edgevlm.engine.placement import Placement
+from edgevlm.models.store import Store
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -102,6 +104,24 @@ def test_what_does_not_fit_names_the_largest_that_would(device: Call) -> None:
     assert "is the largest model that would fit" in err
 
 
+def test_a_plan_shortens_the_context_rather_than_fetch_another_copy(
+    device: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan() -> tuple[str, int]:
+        made = json.loads(device("plan", "--model", "smolvlm2-500m", "--json")[1])
+        return made["chosen"]["placement"], made["context"]
+
+    # Less than ONNX Runtime wants for the whole context, and more than llama.cpp does.
+    monkeypatch.setattr("edgevlm.devices.target.memory_left", lambda *_: 1_600_000_000)
+    placement, context = plan()
+    assert placement != "onnx"
+    assert context == 8192
+    monkeypatch.setattr(Store, "here", lambda *_: (Placement.parse("onnx"),))
+    placement, context = plan()
+    assert placement == "onnx"
+    assert 2048 <= context < 8192
+
+
 def test_a_phone_needs_a_conversion(device: Call) -> None:
     code, out, err = device("plan", "--model", "smolvlm2-500m", "--profile", "iphone-16")
     assert code == 4
@@ -127,7 +147,7 @@ def test_a_folder_without_a_model_is_not_to_be_fetched(device: Call, tmp_path: P
     code, _, err = device("plan", "--model", str(tmp_path))
     assert code == 3
     assert "model pull" not in err
-    assert "has no config.json" in err
+    assert "holds no files of a model" in err
 
 
 @pytest.mark.parametrize(

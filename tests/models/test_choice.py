@@ -95,6 +95,23 @@ def test_a_placement_that_fits_is_taken_where_the_soonest_does_not(
     check_fit(sizes, placement, settings, catalog)
 
 
+def test_a_shorter_context_comes_before_another_download(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = model(tmp_path / "files")
+    store = Store(settings, catalog)
+    store.pull("cam", runtime="onnx")
+    sizes = choose("cam", "auto", settings, store)[1]
+    onnx, llamacpp = Placement.parse("onnx"), Placement.parse("llamacpp")
+    room = predicted(sizes, onnx, 4000)
+    assert predicted(sizes, llamacpp, 8192) < room < predicted(sizes, onnx, 8192)
+    for module in ("choice", "shapes"):
+        monkeypatch.setattr(f"edgevlm.models.{module}.memory_allowed", lambda *_: room)
+    assert chosen(settings, catalog) == "onnx"
+    store.remove("cam")
+    assert chosen(settings, catalog) != "onnx"
+
+
 def test_little_memory_shortens_the_context_before_it_refuses(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
