@@ -402,5 +402,5 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
     for runtime, extras in (("onnx", "convert"), ("mlx", "convert,mlx")):
         with pytest.raises(NotSupported) as caught:
             Recipe(runtime).check_installed()
-        assert caught.value.hint == f"pip install 'edgevlm[{extras}]'"
+        assert caught.value.hint == f"Run: pip install 'edgevlm[{extras}]'"
         assert caught.value.exit_code == 4
