@@ -171,7 +171,7 @@ def verify(name: str | None, as_json: bool) -> None:
     if damaged:
         raise ModelCorrupt(
             f"Not as published: {'; '.join(damaged)}.",
-            hint="`edgevlm model pull NAME` fetches what is wrong again.",
+            hint="`edgevlm model pull NAME --runtime R` fetches what is wrong again.",
         )
 
 

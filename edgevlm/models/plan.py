@@ -62,6 +62,11 @@ def find_target(name: str, catalog: Catalog) -> Target:
     folder = _folder(name)
     if folder is not None:
         return folder
+    if _is_file(name):
+        raise UnknownModel(
+            f"{name} is a file, and a model is a folder.",
+            hint="Give the folder that it is in, with the model's other files.",
+        )
     if Path(name).is_absolute() or name.startswith((".", "~")):
         raise UnknownModel(
             f"There is no folder {name}.", hint="Give a model's name, its hub id, or its folder."
@@ -84,6 +89,13 @@ def _folder(name: str) -> Path | None:
         return path.absolute() if name and path.is_dir() else None
     except (OSError, RuntimeError, ValueError):  # too long, nobody's home, not a path at all
         return None
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def target_key(target: CatalogEntry | HubId) -> str:

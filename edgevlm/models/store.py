@@ -373,7 +373,7 @@ def _local(folder: Path, runtime: str) -> ModelFiles:
 def _offered(paths: Collection[str], what: str) -> tuple[Placement, ...]:
     found = tuple(offered(paths))
     if not found:
-        discover(paths, nearest(paths), what)  # says what is missing
+        discover(paths, nearest(paths, what), what)  # says what is missing
     return found
 
 

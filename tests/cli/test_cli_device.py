@@ -148,6 +148,10 @@ def test_a_folder_without_a_model_is_not_to_be_fetched(device: Call, tmp_path: P
     assert code == 3
     assert "model pull" not in err
     assert "holds no files of a model" in err
+    (tmp_path / "decoder.gguf").touch()
+    code, _, err = device("plan", "--model", str(tmp_path / "decoder.gguf"))
+    assert code == 3
+    assert "Give the folder" in err
 
 
 @pytest.mark.parametrize(

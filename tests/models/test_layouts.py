@@ -67,14 +67,20 @@ def test_a_decoder_alone_is_offered_nowhere_and_what_it_lacks_is_named() -> None
 @pytest.mark.parametrize(
     ("paths", "runtime"),
     [
-        ([], "onnx"),
+        (["coreml/decoder.mlpackage/Data/com.apple.CoreML/model.mlmodel"], "coreml"),
         (["a.gguf"], "llamacpp"),
         (["model.safetensors"], "mlx"),
         (["a.gguf", "onnx/embed_tokens.onnx"], "onnx"),
     ],
 )
 def test_what_a_folder_that_is_not_whole_seems_meant_for(paths: list[str], runtime: str) -> None:
-    assert nearest(paths) == runtime
+    assert nearest(paths, "toy") == runtime
+
+
+def test_a_folder_of_something_else_is_not_called_a_broken_model() -> None:
+    with pytest.raises(ModelCorrupt, match="toy holds no files of a model") as caught:
+        nearest(["README.md", "config.json"], "toy")
+    assert all(kind in str(caught.value.hint) for kind in ("onnx", "gguf", "safetensors"))
 
 
 def test_a_runtime_of_someone_else_has_no_layout_here() -> None:

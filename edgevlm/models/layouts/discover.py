@@ -17,6 +17,13 @@ _LAYOUTS = {
     "mlx": "edgevlm.models.layouts.mlx",
     "coreml": "edgevlm.models.layouts.coreml",
 }
+# What the files of a runtime end in, the likeliest first.
+_ENDINGS = {
+    ".onnx": "onnx",
+    ".gguf": "llamacpp",
+    ".safetensors": "mlx",
+    ".mlmodel": "coreml",
+}
 
 
 def discover(paths: Iterable[str], runtime: str, what: str) -> Layout:
@@ -48,12 +55,17 @@ def offered(paths: Collection[str]) -> list[Placement]:
     return [Placement(v, each) for v in vision for each in language]
 
 
-def nearest(paths: Collection[str]) -> str:
-    """The runtime whose files a folder that is not whole seems to be meant for."""
-    endings = {".gguf": "llamacpp", ".safetensors": "mlx"}
-    found = [runtime for end, runtime in endings.items() if any(p.endswith(end) for p in paths)]
-    has_onnx = any(path.endswith(".onnx") for path in paths)
-    return "onnx" if has_onnx or not found else found[0]
+def nearest(paths: Collection[str], what: str) -> str:
+    """The runtime whose files a folder that is not whole seems to be meant for. Raises
+    ModelCorrupt where it holds none of any."""
+    for end, runtime in _ENDINGS.items():
+        if any(path.endswith(end) for path in paths):
+            return runtime
+    raise ModelCorrupt(
+        f"{what} holds no files of a model that a runtime takes.",
+        hint="It wants onnx/*.onnx, or *.gguf with an mmproj-*.gguf, or *.safetensors with a"
+        " config.json.",
+    )
 
 
 def _holds(paths: Collection[str], runtime: str, part: str) -> bool:
