@@ -13,7 +13,10 @@ from edgevlm.errors import ModelUnavailable, NoSpace
 
 # EFBIG is what a file system answers that holds no file so large (FAT has a limit of 4 GiB).
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_FORBIDDEN = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 _MARGIN = 16 * 2**20
 
 
@@ -55,6 +58,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 retryable=False,
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn a file of `folder` that we may not read into ModelUnavailable."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ModelUnavailable(
+            f"You may not read {error.filename or folder}.",
+            hint="Check its permissions and its folder's.",
+            retryable=False,
+        ) from error
 
 
 def sync_file(path: Path) -> None:

@@ -19,7 +19,7 @@ from edgevlm.engine.placement import Placement
 from edgevlm.errors import ModelCorrupt, ModelUnavailable, NoSpace, Offline, UnknownModel
 from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import Catalog, CatalogEntry, load_catalog
-from edgevlm.models.disk import disk_errors
+from edgevlm.models.disk import disk_errors, readable
 from edgevlm.models.fetch import fetch
 from edgevlm.models.layouts import discover, nearest, offered
 from edgevlm.models.names import HubId
@@ -381,7 +381,8 @@ def paths_in(folder: Path) -> frozenset[str]:
     """The files that may belong to a model: at the top, and in the folders of runtimes."""
     paths = [*folder.glob("*"), *folder.glob("onnx/*"), *folder.glob("mlx/*")]
     paths += folder.glob("coreml/**/*")
-    return frozenset(p.relative_to(folder).as_posix() for p in paths if p.is_file())
+    with readable(folder):
+        return frozenset(p.relative_to(folder).as_posix() for p in paths if p.is_file())
 
 
 def _name(target: CatalogEntry | HubId) -> str:

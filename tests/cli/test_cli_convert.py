@@ -10,6 +10,7 @@ import pytest
 
 from edgevlm.cli import run
 from edgevlm.models.convert import recipe
+from edgevlm.models.convert import source as convert_source
 
 
 @pytest.fixture
@@ -55,6 +56,19 @@ def test_a_folder_without_weights_says_which_to_take(
     assert hint.startswith("hint: Convert the folder")
 
 
+def test_weights_that_one_may_not_read_are_no_bug(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:  # whoever runs the tests may be root, who may all
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(convert_source, "SafetensorsFile", forbidden)
+    assert run(["model", "convert", "small", "--runtime", "onnx"]) == 3
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: You may not read ")
+    assert "permissions" in hint
+
+
 def test_what_is_missing_is_listed_with_the_command_that_adds_it(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +86,7 @@ def test_what_is_missing_is_listed_with_the_command_that_adds_it(
         (["small", "--runtime", "onnx", "--bits", "3"], 2, "4, 8, 16"),
         (["small", "--runtime", "llamacpp", "--quantize", "q9"], 2, "q4_k_m"),
         (["nothing", "--runtime", "onnx"], 3, "no model"),
+        (["small", "--runtime", "onnx", "--output", "x" * 300], 3, "Can't write to"),
         (["edgevlm-tiny", "--runtime", "onnx"], 4, "put together"),
     ],
 )

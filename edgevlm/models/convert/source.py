@@ -11,7 +11,7 @@ from edgevlm.errors import ModelCorrupt, NotSupported, Offline
 from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import CatalogEntry, load_catalog
 from edgevlm.models.checkpoint import Checkpoint, fingerprint
-from edgevlm.models.disk import disk_errors
+from edgevlm.models.disk import disk_errors, readable
 from edgevlm.models.fetch import fetch
 from edgevlm.models.layouts.base import configuration
 from edgevlm.models.names import HubId
@@ -114,11 +114,12 @@ def _weights(paths: Collection[str]) -> list[str]:
 
 
 def _checked(name: str, folder: Path, origin: str) -> Source:
-    read_config(folder)
-    Checkpoint(folder)
-    shapes = [
-        file.shape(tensor)
-        for file in map(SafetensorsFile, sorted(folder.glob("*.safetensors")))
-        for tensor in file
-    ]
-    return Source(name, folder, origin, sum(map(math.prod, shapes)), fingerprint(folder))
+    with readable(folder):
+        read_config(folder)
+        Checkpoint(folder)
+        shapes = [
+            file.shape(tensor)
+            for file in map(SafetensorsFile, sorted(folder.glob("*.safetensors")))
+            for tensor in file
+        ]
+        return Source(name, folder, origin, sum(map(math.prod, shapes)), fingerprint(folder))
