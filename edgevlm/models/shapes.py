@@ -162,7 +162,7 @@ def local_shape(folder: Path) -> ModelShape | None:
         for path in sorted(folder.glob("*.gguf")):
             if "mmproj" not in path.name.lower():
                 return _of_gguf(GgufFile(path).metadata)
-    except (EdgeVLMError, KeyError, TypeError, ValueError):
+    except (EdgeVLMError, OSError, KeyError, TypeError, ValueError):
         return None
     return None
 

@@ -128,3 +128,13 @@ def test_a_model_by_name_and_by_folder(smolvlm: Path) -> None:
     store = Store(load_settings())
     assert sizes_of("smolvlm2-256m", store).shape == load_catalog().entries["smolvlm2-256m"].shape
     assert sizes_of(str(smolvlm), store).shape == local_shape(smolvlm)
+
+
+def test_a_folder_that_one_may_not_read_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> bool:  # as Path.is_file is in a folder without rights
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert local_shape(tmp_path) is None
