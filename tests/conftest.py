@@ -12,6 +12,7 @@ import pytest
 # torch and llama.cpp share one OpenMP, which reads it when the first of them is loaded: its
 # workers would otherwise spin while they wait, and take the cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _STATE = ("EDGEVLM_", "HF_", "HUGGING_FACE_")
 

@@ -215,4 +215,5 @@ def main() -> None:
 if __name__ == "__main__":
     # Before onnxruntime or numpy bring an OpenMP of theirs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     main()

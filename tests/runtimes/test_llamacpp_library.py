@@ -63,23 +63,27 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 def test_nothing_is_printed_and_the_environment_is_as_it_was(
     smolvlm_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     roles = {role: str(path) for role, path in llamacpp_files(smolvlm_gguf).roles.items()}
     broken = tmp_path / "mmproj-broken.gguf"
     done = run(_ANSWER, str(smolvlm_gguf), json.dumps(roles), str(broken))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_idle_threads_sleep_unless_the_user_says_otherwise(
+def test_idle_threads_spin_shortly_and_sleep_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with llamacpp_library._sleeping_threads():
-        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert "OMP_WAIT_POLICY" not in os.environ
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    with llamacpp_library._resting_threads():
+        assert [os.environ[name] for name in names] == ["PASSIVE", "1000"]
+    assert not set(names) & set(os.environ)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    with llamacpp_library._sleeping_threads():
+    with llamacpp_library._resting_threads():
         assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+        assert "GOMP_SPINCOUNT" not in os.environ
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
