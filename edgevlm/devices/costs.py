@@ -2,9 +2,8 @@
 
 Those of ONNX Runtime and llama.cpp on a CPU were measured with `tests/bench/plan_accuracy.py`
 and by hand on an x86-64 with AVX-512 VNNI (ONNX Runtime 1.31, llama-cpp-python 0.3.36,
-numpy 2.3), in processor time of one thread, so that a busy machine didn't matter. MLX, Core
-ML and graphics processors could not be measured: their shares are estimates, marked so, and
-the plan marks what follows from them.
+numpy 2.3), on two threads of a quiet machine. MLX, Core ML and graphics processors could not
+be measured: their shares are estimates, marked so, and the plan marks what follows from them.
 
 Speeds are shares of what `measure` (or a device's profile) says the processor can do: a
 share above 1 means kernels in 8 bits that beat float32.
@@ -60,18 +59,18 @@ class Footprint:
 # By runtime, processor and how the decoder's weights are stored; "" is for any other way.
 _SPEEDS: dict[tuple[str, Processor], dict[str, Speed]] = {
     ("onnx", "cpu"): {
-        "": Speed(0.85, 0.40, cache=0.30, layer=30e-6, vision=0.75, start=2e-3, measured=True),
+        "": Speed(1.06, 0.48, cache=0.36, layer=30e-6, vision=0.94, start=2e-3, measured=True),
         # From other figures for the same graphs, relative to those at 4 bits.
         "fp32": Speed(0.90, 0.80, cache=0.30, layer=30e-6, vision=0.75, start=2e-3),
         "fp16": Speed(0.80, 0.40, cache=0.30, layer=60e-6, vision=0.75, start=2e-3),
         "int8": Speed(1.20, 0.45, cache=0.30, layer=40e-6, vision=0.75, start=2e-3),
     },
     ("llamacpp", "cpu"): {
-        "": Speed(0.55, 0.33, cache=0.19, layer=35e-6, vision=0.55, start=5e-3, measured=True),
+        "": Speed(0.69, 0.40, cache=0.23, layer=30e-6, vision=0.69, start=5e-3, measured=True),
         # Q4_0 is packed anew for kernels of 8 rows at once, Q4_1 has none of these.
-        "q4_0": Speed(0.72, 0.48, cache=0.19, layer=35e-6, vision=0.55, start=5e-3, measured=True),
-        "q4_1": Speed(0.29, 0.26, cache=0.19, layer=35e-6, vision=0.55, start=5e-3, measured=True),
-        "q8_0": Speed(0.62, 0.57, cache=0.19, layer=35e-6, vision=0.55, start=5e-3, measured=True),
+        "q4_0": Speed(0.90, 0.58, cache=0.23, layer=30e-6, vision=0.69, start=5e-3, measured=True),
+        "q4_1": Speed(0.36, 0.31, cache=0.23, layer=30e-6, vision=0.69, start=5e-3, measured=True),
+        "q8_0": Speed(0.78, 0.68, cache=0.23, layer=30e-6, vision=0.69, start=5e-3, measured=True),
     },
     # MLX's CPU backend on Linux multiplies with a reference BLAS 70 times slower than OpenBLAS.
     ("mlx", "cpu"): {"": Speed(0.014, 0.05, cache=0.05, layer=300e-6, vision=0.014, measured=True)},
