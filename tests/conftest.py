@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import pytest
 # workers would otherwise spin while they wait, and take the cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every
+# program that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _STATE = ("EDGEVLM_", "HF_", "HUGGING_FACE_")
 
