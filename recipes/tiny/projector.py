@@ -1,38 +1,39 @@
-"""The projector of edgevlm-tiny: class scores in, token embeddings of honest words out.
+"""What edgevlm-tiny's projector says of a picture as a whole: honest words for scores.
 
 It reads the classifier's probabilities the way a careful person would say them. A class that
 is likely enough is named; where only its kind is (six breeds share the evidence for "a dog"),
 the kind is; two classes that are about equal become "either ... or"; and below that nothing
-is named at all, so that the decoder has no word from which to invent. What is chosen is
-written as embeddings of the decoder's own vocabulary, in fixed slots:
+is named at all, so that the decoder has no word from which to invent. Concepts, which a head
+of ours scores, are named by the shorter rules of `name_concept`. What is chosen is written as
+tokens of the decoder's own vocabulary, in fixed slots:
 
     certainty | name | second name | kind | broad kind
 
-`describe` is the same in numpy; it makes the training data, and the tests of the graph.
+spatial_projector.py goes on with what stands where; projector_graph.py is both as a graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from classifier import half
 from numpy.typing import NDArray
-from onnx import TensorProto
+from seen import SPATIAL_TOKENS
 from tokenizers import Tokenizer
 
-from edgevlm.models.onnx_export.graph import Graph
-
 CLASSES = Path(__file__).with_name("classes.txt")
+CONCEPTS = Path(__file__).with_name("concepts.txt")
 
 # Slot widths in tokens.
 NAME, KIND, BROAD = 6, 4, 3
-N_TOKENS = 1 + 2 * NAME + KIND + BROAD
+GLOBAL_TOKENS = 1 + 2 * NAME + KIND + BROAD
+N_TOKENS = GLOBAL_TOKENS + SPATIAL_TOKENS
+BLANK = " -"
 CERTAINTIES = (" clear", " probably", " either", " unclear")
 CLEAR, PROBABLY, EITHER, UNCLEAR = range(4)
-BLANK = " -"
 
 # Chosen by hand on 101 labelled pictures of Debian's gcompris-qt-data, none of which is in
 # photos.toml. The classifier was trained with label smoothing, so 0.35 is already strong.
@@ -43,46 +44,74 @@ PROBABLY_AT = 0.15
 BROAD_AT = 0.50
 # A runner-up this close to the best one makes the answer "either ... or".
 RIVAL = 0.60
+# Probabilities from which a concept or its kind is clear, and from which it is probable.
+CONCEPT_CLEAR_AT = 0.60
+CONCEPT_PROBABLY_AT = 0.30
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Everything the projector can say. Names are classes, then kinds, then broad kinds.
+class Table:
+    """What scores are about, as indices of `Vocabulary.names`: names, kinds, broad kinds [n]."""
 
-    `kind_of` and `broad_of` [1000] index `names`, or are -1.
-    """
-
-    names: tuple[str, ...]
+    rows: NDArray[np.int64]
     kind_of: NDArray[np.int64]
     broad_of: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Everything the projector can name: classes, then their kinds, then their broad kinds, then
+    what concepts.txt adds to these.
+
+    `kind_of` and `broad_of` [1000] index `names`, or are -1. `concepts` [C] is the table of
+    concepts.txt in its order.
+    """
+
+    names: tuple[str, ...]
+    kind_of: NDArray[np.int64]
+    broad_of: NDArray[np.int64]
+    concepts: Table
+
+    @property
+    def concept_rows(self) -> NDArray[np.int64]:
+        return self.concepts.rows
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """What is said about one picture: indices into `Vocabulary.names`, -1 for nothing."""
+    """What is said of a picture as a whole: indices of `Vocabulary.names`, -1 for nothing, as is
+    the certainty where others than the whole are spoken of."""
 
     certainty: int
-    name: int
-    second: int
-    kind: int
-    broad: int
+    name: int = -1
+    second: int = -1
+    kind: int = -1
+    broad: int = -1
 
 
-def load_vocabulary(path: Path = CLASSES) -> Vocabulary:
-    rows = [line.split("|") for line in path.read_text(encoding="utf-8").splitlines()]
-    columns = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
-    classes, kinds, broads = columns
-    names = classes + sorted(set(kinds) - {""}) + sorted(set(broads) - {""})
-    first_broad = len(names) - len(set(broads) - {""})
-    kind_index = {
-        name: len(classes) + i for i, name in enumerate(names[len(classes) : first_broad])
-    }
-    broad_index = {name: first_broad + i for i, name in enumerate(names[first_broad:])}
-    return Vocabulary(
-        tuple(names),
-        np.array([kind_index.get(kind, -1) for kind in kinds]),
-        np.array([broad_index.get(broad, -1) for broad in broads]),
-    )
+def load_vocabulary(classes: Path = CLASSES, concepts: Path = CONCEPTS) -> Vocabulary:
+    names, kinds, broads = _columns(classes)
+    groups = []
+    for column in (kinds, broads):
+        row_of = {group: i for i, group in enumerate(sorted(set(column) - {""}), len(names))}
+        groups.append(np.array([row_of.get(cell, -1) for cell in column]))
+        names += row_of
+    columns = _columns(concepts) if concepts.exists() else [[], [], []]
+    # The first of equal names stands for all: some classes are called what their kind is.
+    row_of = {name: i for i, name in reversed(list(enumerate(names)))}
+    for name in (cell for column in columns for cell in column if cell):
+        if name not in row_of:
+            row_of[name] = len(names)
+            names.append(name)
+    rows = [np.array([row_of.get(c, -1) for c in column], np.int64) for column in columns]
+    return Vocabulary(tuple(names), *groups, Table(*rows))
+
+
+def _columns(path: Path) -> list[list[str]]:
+    """Names, kinds and broad kinds of a list whose cells stand between bars."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    cells = ([cell.strip() for cell in line.split("|")[:3]] for line in lines)
+    return [list(column) for column in zip(*cells, strict=True)]
 
 
 def describe(probabilities: NDArray[np.float32], vocabulary: Vocabulary) -> Reading:
@@ -108,24 +137,41 @@ def describe(probabilities: NDArray[np.float32], vocabulary: Vocabulary) -> Read
     return Reading(UNCLEAR, -1, -1, -1, -1)
 
 
+def name_concept(probabilities: NDArray[np.float32], table: Table) -> Reading:
+    """Read concept probabilities [C]: the likeliest, else its kind, else its broad kind."""
+    best = int(np.argmax(probabilities))
+    name, kind, broad = (int(a[best]) for a in (table.rows, table.kind_of, table.broad_of))
+    if probabilities[best] >= CONCEPT_PROBABLY_AT:
+        sure = probabilities[best] >= CONCEPT_CLEAR_AT
+        return Reading(CLEAR if sure else PROBABLY, name, -1, kind, broad)
+    kind_mass = _mass(probabilities, table, table.kind_of, kind)
+    if kind_mass >= CONCEPT_PROBABLY_AT:
+        sure = kind_mass >= CONCEPT_CLEAR_AT
+        return Reading(CLEAR if sure else PROBABLY, kind, -1, kind, broad)
+    if _mass(probabilities, table, table.broad_of, broad) >= BROAD_AT:
+        return Reading(PROBABLY, broad, -1, -1, broad)
+    return Reading(UNCLEAR)
+
+
+def _mass(
+    probabilities: NDArray[np.float32], table: Table, group_of: NDArray[np.int64], group: int
+) -> float:
+    """The summed probability of what is in `group`, or is called what the group is."""
+    if group < 0:
+        return 0.0
+    return float(probabilities[(group_of == group) | (table.rows == group)].sum())
+
+
 def token_rows(vocabulary: Vocabulary, tokenizer: Tokenizer) -> NDArray[np.int64]:
     """Return [n_names + 1, 6]: the token ids of every name, blank-filled; the last is blank."""
-    blank = _ids(tokenizer, BLANK)[0]
-    rows = np.full((len(vocabulary.names) + 1, NAME), blank)
-    for row, name in zip(rows, vocabulary.names, strict=False):
-        ids = _ids(tokenizer, " " + name)
-        if len(ids) > NAME:
-            raise ValueError(f"{name!r} has {len(ids)} tokens; {NAME} fit")
-        row[: len(ids)] = ids
-    return rows
+    return fill(vocabulary.names, NAME, tokenizer)
 
 
 def write(reading: Reading, rows: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Return the ids [N_TOKENS] whose embeddings the projector gives for `reading`."""
-    certainty = _ids(tokenizer, CERTAINTIES[reading.certainty])
+    """Return the ids [20] whose embeddings the projector gives for `reading`."""
     return np.concatenate(
         [
-            certainty,
+            said_rows(CERTAINTIES, tokenizer)[reading.certainty],
             rows[reading.name],
             rows[reading.second],
             rows[reading.kind][:KIND],
@@ -134,106 +180,27 @@ def write(reading: Reading, rows: NDArray[np.int64], tokenizer: Tokenizer) -> ND
     )
 
 
+@cache
+def said_rows(words: tuple[str, ...], tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Return [n + 1, 1]: the token ids of words that are one token each; the last is blank."""
+    return fill(words, 1, tokenizer)
+
+
+def fill(texts: Sequence[str], width: int, tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Return [n + 1, width]: the token ids of every text, blank-filled; the last is blank."""
+    rows = np.full((len(texts) + 1, width), _ids(tokenizer, BLANK)[0])
+    for row, text in zip(rows, texts, strict=False):
+        ids = _ids(tokenizer, text)
+        if len(ids) > width:
+            raise ValueError(f"{text!r} has {len(ids)} tokens; {width} fit")
+        row[: len(ids)] = ids
+    return rows
+
+
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    """A word is a token with the space before it."""
+    ids: list[int] = tokenizer.encode(f" {text.strip()}", add_special_tokens=False).ids
     return ids
-
-
-def add_projector(
-    graph: Graph,
-    logits: str,
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer,
-    embeddings: NDArray[np.float32],
-) -> str:
-    """Add `describe` and `write` as nodes: logits [n, 1000] to embeddings [n, N_TOKENS, d]."""
-    with graph.scope("projector"):
-        fields = _add_reading(graph, logits, vocabulary)
-        certainty_rows, name_rows, used = _compact_rows(vocabulary, tokenizer)
-        widths = (1, NAME, NAME, KIND, BROAD)
-        tables = (certainty_rows, *[name_rows] * 4)
-        slots = [
-            graph.node("Gather", graph.constant(table[:, :width]), field)
-            for table, width, field in zip(tables, widths, fields, strict=True)
-        ]
-        ids = graph.node("Concat", *slots, axis=1)
-        return graph.node("Gather", half(graph, "projector.words", embeddings[used]), ids)
-
-
-def _add_reading(graph: Graph, logits: str, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Add `describe`: the five fields of a `Reading`, int64 [n] each, blank as the last row."""
-    node, blank = graph.node, graph.constant([len(vocabulary.names)])
-    kinds = _Groups(graph, vocabulary.kind_of, len(vocabulary.names))
-    broads = _Groups(graph, vocabulary.broad_of, len(vocabulary.names))
-
-    probabilities = node("Softmax", logits, axis=-1)
-    values, classes = graph.nodes("TopK", probabilities, graph.constant([2]), n_outputs=2, axis=1)
-    best, rival = (node("Gather", classes, graph.constant(i), axis=1) for i in (0, 1))
-    top, second = (node("Gather", values, graph.constant(i), axis=1) for i in (0, 1))
-    kind, broad = kinds.of(best), broads.of(best)
-
-    def at_least(value: str, limit: float) -> str:
-        return node("GreaterOrEqual", value, graph.constant(limit, np.float32))
-
-    rival_level = node("Mul", top, graph.constant(RIVAL, np.float32))
-    close = node("GreaterOrEqual", second, rival_level)
-    # First match wins, as in `describe`.
-    conditions = (
-        node("And", at_least(top, NAME_AT), node("Not", close)),
-        at_least(kinds.mass(probabilities, kind), KIND_AT),
-        node("And", close, at_least(node("Add", top, second), NAME_AT)),
-        at_least(top, PROBABLY_AT),
-        at_least(broads.mass(probabilities, broad), BROAD_AT),
-    )
-
-    def first_match(*values: str) -> str:
-        result = values[-1]
-        for condition, value in reversed(list(zip(conditions, values, strict=False))):
-            result = node("Where", condition, value, result)
-        return result
-
-    certainties = [graph.constant([c]) for c in (CLEAR, CLEAR, EITHER, PROBABLY, PROBABLY, UNCLEAR)]
-    return (
-        first_match(*certainties),
-        first_match(best, kind, best, best, broad, blank),
-        first_match(blank, blank, rival, blank, blank, blank),
-        first_match(kind, kind, blank, kind, blank, blank),
-        first_match(broad, broad, blank, broad, broad, blank),
-    )
-
-
-class _Groups:
-    """Classes by kind or broad kind, in a graph."""
-
-    def __init__(self, graph: Graph, group_of: NDArray[np.int64], blank: int) -> None:
-        self._graph = graph
-        self._blank = graph.constant(blank)
-        self._group_of = graph.constant(np.where(group_of < 0, blank, group_of))
-
-    def of(self, classes: str) -> str:
-        return self._graph.node("Gather", self._group_of, classes)
-
-    def mass(self, probabilities: str, group: str) -> str:
-        """The summed probability [n] of the classes of `group` [n]; 0 for the blank group."""
-        node, axis = self._graph.node, self._graph.constant([1])
-        same = node("Equal", self._group_of, node("Unsqueeze", group, axis))
-        members = node("Cast", same, to=TensorProto.FLOAT)
-        mass = node("ReduceSum", node("Mul", probabilities, members), axis, keepdims=0)
-        exists = node("Cast", node("Less", group, self._blank), to=TensorProto.FLOAT)
-        return node("Mul", mass, exists)
-
-
-def _compact_rows(
-    vocabulary: Vocabulary, tokenizer: Tokenizer
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Certainty rows [4, 1] and name rows [n_names + 1, 6] into `used`, the token ids [n]."""
-    certainties = np.array([_ids(tokenizer, word) for word in CERTAINTIES])
-    names = token_rows(vocabulary, tokenizer)
-    used, index = np.unique(
-        np.concatenate([certainties.ravel(), names.ravel()]), return_inverse=True
-    )
-    split = certainties.size
-    return index[:split].reshape(-1, 1), index[split:].reshape(names.shape), used
 
 
 def slots(readings: Sequence[Reading], vocabulary: Vocabulary) -> list[str]:

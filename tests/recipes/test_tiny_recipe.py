@@ -1,12 +1,10 @@
-"""What the built-in model is trained to say, and that its graph reads scores as the recipe does."""
+"""What the built-in model is trained to say, and how it reads the scores of a whole picture."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from conversations import Conversations, Mix
 from evaluate import load_photos, verdict
@@ -15,23 +13,16 @@ from projector import (
     CERTAINTIES,
     CLEAR,
     EITHER,
-    N_TOKENS,
     PROBABLY,
     UNCLEAR,
     Reading,
-    add_projector,
     describe,
     load_vocabulary,
-    token_rows,
-    write,
 )
 from questions import Questioner
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edgevlm.models.onnx_export.graph import Graph
-
 VOCABULARY = load_vocabulary()
-WIDTH = 8
 EVERYTHING = Mix(0.2, 0.2, 0.2, 0.2, with_choices=True)
 
 
@@ -71,25 +62,6 @@ def scores(seed: int) -> NDArray[np.float32]:
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     exponentials = np.exp(logits - logits.max())
     return (exponentials / exponentials.sum()).astype(np.float32)
-
-
-def test_the_graph_reads_scores_as_the_recipe_does(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    embeddings = np.arange(tokenizer.get_vocab_size() * WIDTH, dtype=np.float32) % 2039
-    embeddings = embeddings.reshape(-1, WIDTH)
-    graph = Graph("projector")
-    logits = graph.input("logits", np.float32, ["n", 1000])
-    features = add_projector(graph, logits, VOCABULARY, tokenizer, embeddings)
-    graph.output(features, "features", np.float32, ["n", N_TOKENS, WIDTH])
-    graph.save(tmp_path / "projector.onnx", {})
-    session = onnxruntime.InferenceSession(str(tmp_path / "projector.onnx"))
-
-    batch = np.stack([scores(seed) for seed in range(400)])
-    readings = [describe(softmax(row), VOCABULARY) for row in batch]
-    assert {reading.certainty for reading in readings} == {CLEAR, PROBABLY, EITHER, UNCLEAR}
-    rows = token_rows(VOCABULARY, tokenizer)
-    expected = embeddings[np.stack([write(r, rows, tokenizer) for r in readings])]
-    (found,) = session.run(None, {"logits": batch})
-    np.testing.assert_array_equal(found, expected)
 
 
 def probabilities(**shares: float) -> NDArray[np.float32]:

@@ -1,0 +1,313 @@
+"""The projector of edgevlm-tiny as ONNX nodes: measurements in, token embeddings of words out.
+
+Node for node what projector.py and spatial_projector.py do in numpy. Indices are int64 with -1
+for nothing, which gathers the last, blank row of every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from classifier import half
+from graph_arithmetic import Arithmetic
+from numpy.typing import NDArray
+from onnx import TensorProto
+from projector import (
+    BROAD,
+    BROAD_AT,
+    CERTAINTIES,
+    CLEAR,
+    CONCEPT_CLEAR_AT,
+    CONCEPT_PROBABLY_AT,
+    EITHER,
+    KIND,
+    KIND_AT,
+    NAME_AT,
+    PROBABLY,
+    PROBABLY_AT,
+    RIVAL,
+    UNCLEAR,
+    Table,
+    Vocabulary,
+    said_rows,
+    token_rows,
+)
+from seen import MAX_THINGS, NUMBERS, PLACE_EDGES, SIZE_EDGES, SLOT_WIDTH, SORTS, SURFACES
+from spatial_projector import (
+    CHART,
+    NAME_IN_PHOTO_AT,
+    NOTHING,
+    PHOTO,
+    STRAY_WORD_AT,
+    SURFACE_AT,
+    TEXT,
+    THING_AT,
+    THING_IN_PHOTO_AT,
+    THINGS,
+    WORD_CLEAR_AT,
+    WORD_PROBABLY_AT,
+    slot_tables,
+    thing_rows,
+    word_rows,
+)
+from tokenizers import Tokenizer
+
+from edgevlm.models.onnx_export.graph import Graph
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LookNodes:
+    """Names of graph values that hold `Look`s: its fields, [n, ...] each; `word` is int64 [n]."""
+
+    classes: str
+    concepts: str
+    sorts: str
+    boxes: str
+    objectness: str
+    thing_concepts: str
+    thing_surfaces: str
+    word: str
+    word_probability: str
+
+
+class _Reading(NamedTuple):
+    """Names of graph values that hold the fields of `Reading`s, int64 [n] or [n, 5]."""
+
+    certainty: str
+    name: str
+    second: str
+    kind: str
+    broad: str
+
+
+def add_projector(
+    graph: Graph,
+    look: LookNodes,
+    vocabulary: Vocabulary,
+    words: Sequence[str],
+    tokenizer: Tokenizer,
+    embeddings: NDArray[np.float32],
+) -> str:
+    """Add `sight`, `write` and `write_spatial`, to embeddings [n, N_TOKENS, d].
+
+    `words` are those of words.txt, `embeddings` [tokens, d] the decoder's.
+    """
+    with graph.scope("projector"):
+        said = _Projector(graph, look, vocabulary)
+        names, things = token_rows(vocabulary, tokenizer), thing_rows(vocabulary, tokenizer)
+        certainties = said_rows(CERTAINTIES, tokenizer)
+        tables = [
+            *(certainties, names, names, names[:, :KIND], names[:, :BROAD]),
+            *(said_rows(SORTS, tokenizer), said_rows(NUMBERS, tokenizer)),
+            *(certainties, word_rows(words, tokenizer)),
+            *slot_tables(things, tokenizer),
+        ]
+        return _write(graph, said.of_picture, said.of_things, tables, embeddings)
+
+
+def _write(
+    graph: Graph,
+    of_picture: Sequence[str],
+    of_things: Sequence[str],
+    tables: Sequence[Rows],
+    embeddings: NDArray[np.float32],
+) -> str:
+    """Embed what fields of the picture [n] and then of its things [n, 5] choose from tables."""
+    used = np.unique(np.concatenate([table.ravel() for table in tables]))
+    gathered = [
+        graph.node("Gather", graph.constant(np.searchsorted(used, table), np.int32), field)
+        for field, table in zip([*of_picture, *of_things], tables, strict=True)
+    ]
+    things = graph.node("Concat", *gathered[len(of_picture) :], axis=2)
+    flat = graph.node("Reshape", things, graph.constant([-1, MAX_THINGS * SLOT_WIDTH]))
+    ids = graph.node("Concat", *gathered[: len(of_picture)], flat, axis=1)
+    return graph.node("Gather", half(graph, "projector.words", embeddings[used]), ids)
+
+
+class _Projector:
+    """`sight` as nodes. `of_picture` and `of_things` are the fields to write, in their order."""
+
+    def __init__(self, graph: Graph, look: LookNodes, vocabulary: Vocabulary) -> None:
+        self._graph = graph
+        self._do = do = Arithmetic(graph)
+        self._blank = do.index(-1)
+        _, self._sort = do.likeliest(look.sorts)
+        in_drawing, in_photo = (do.is_any(self._sort, sort) for sort in (THINGS, PHOTO))
+
+        whole = do("Softmax", look.concepts, axis=-1)
+        things = do("Softmax", look.thing_concepts, axis=-1)
+        kept = self._kept(look, things, in_drawing, in_photo)
+        count = do.count(kept)
+        alone = do.both(in_drawing, do.is_any(count, 1))
+        mean = do("Mul", do("Add", things, do.along(whole, 1)), do.number(0.5))
+        things = do("Where", do.along(do.along(alone, 1), 2), mean, things)
+        named = self._name_concepts(things, vocabulary.concepts)
+
+        nothing = do.either(
+            do.is_any(self._sort, NOTHING), do.both(in_drawing, do.is_any(count, 0))
+        )
+        blank = _Reading(*[self._blank] * 5)
+        reading = self._first_match(
+            (in_photo, alone, nothing),
+            (
+                self._read_photo(look.classes, whole, vocabulary),
+                self._only(named, kept),
+                blank._replace(certainty=do.index(UNCLEAR)),
+                blank,
+            ),
+        )
+        told = do.either(in_drawing, do("Greater", count, do.index(0)))
+        number = do("Where", told, count, self._blank)
+        self.of_picture = (*reading, self._sort, number, *self._word(look))
+        self.of_things = self._slots(look, kept, named)
+
+    def _kept(self, look: LookNodes, things: str, in_drawing: str, in_photo: str) -> str:
+        do = self._do
+        certain = do.at_least(do.likeliest(things)[0], NAME_IN_PHOTO_AT)
+        return do.either(
+            do.both(do.along(in_drawing, 1), do.at_least(look.objectness, THING_AT)),
+            do.both(
+                *(do.along(in_photo, 1), certain),
+                do.at_least(look.objectness, THING_IN_PHOTO_AT),
+            ),
+        )
+
+    def _read_photo(self, classes: str, whole: str, vocabulary: Vocabulary) -> _Reading:
+        do = self._do
+        described = self._describe(do("Softmax", classes, axis=-1), vocabulary)
+        of_concepts = self._name_concepts(whole, vocabulary.concepts)
+        better = do.both(
+            do.is_any(described.certainty, UNCLEAR), do.is_any(of_concepts.certainty, CLEAR)
+        )
+        return self._first_match((better,), (of_concepts, described))
+
+    def _describe(self, probabilities: str, vocabulary: Vocabulary) -> _Reading:
+        do, blank = self._do, self._blank
+        classes = np.arange(len(vocabulary.kind_of))
+        table = Table(classes, vocabulary.kind_of, vocabulary.broad_of)
+        values, indices = self._graph.nodes(
+            "TopK", probabilities, do.index([2]), n_outputs=2, axis=-1
+        )
+        top, second = (do("Gather", values, do.index(i), axis=-1) for i in (0, 1))
+        best, rival = (do("Gather", indices, do.index(i), axis=-1) for i in (0, 1))
+        kind, kind_mass = self._group(probabilities, best, table, table.kind_of)
+        broad, broad_mass = self._group(probabilities, best, table, table.broad_of)
+        close = do("GreaterOrEqual", second, do("Mul", top, do.number(RIVAL)))
+        conditions = (
+            do.both(do.at_least(top, NAME_AT), do("Not", close)),
+            do.at_least(kind_mass, KIND_AT),
+            do.both(close, do.at_least(do("Add", top, second), NAME_AT)),
+            do.at_least(top, PROBABLY_AT),
+            do.at_least(broad_mass, BROAD_AT),
+        )
+        certainties = (CLEAR, CLEAR, EITHER, PROBABLY, PROBABLY, UNCLEAR)
+        fields = (
+            tuple(do.index(certainty) for certainty in certainties),
+            (best, kind, best, best, broad, blank),
+            (blank, blank, rival, blank, blank, blank),
+            (kind, kind, blank, kind, blank, blank),
+            (broad, broad, blank, broad, broad, blank),
+        )
+        return _Reading(*(do.first_match(conditions, field) for field in fields))
+
+    def _name_concepts(self, probabilities: str, table: Table) -> _Reading:
+        do, blank = self._do, self._blank
+        top, best = do.likeliest(probabilities)
+        name = do("Gather", do.index(table.rows), best)
+        kind, kind_mass = self._group(probabilities, best, table, table.kind_of)
+        broad, broad_mass = self._group(probabilities, best, table, table.broad_of)
+        limits = (CONCEPT_CLEAR_AT, CONCEPT_PROBABLY_AT)
+        conditions = (
+            *(do.at_least(mass, limit) for mass in (top, kind_mass) for limit in limits),
+            do.at_least(broad_mass, BROAD_AT),
+        )
+        certainties = (CLEAR, PROBABLY, CLEAR, PROBABLY, PROBABLY, UNCLEAR)
+        fields = (
+            tuple(do.index(certainty) for certainty in certainties),
+            (name, name, kind, kind, broad, blank),
+            [blank] * 6,
+            (kind, kind, kind, kind, blank, blank),
+            (broad, broad, broad, broad, broad, blank),
+        )
+        return _Reading(*(do.first_match(conditions, field) for field in fields))
+
+    def _group(
+        self, probabilities: str, best: str, table: Table, group_of: Rows
+    ) -> tuple[str, str]:
+        """The group of `best`, and the summed probability of what is in it or called as it is."""
+        do = self._do
+        groups = do.index(group_of)
+        group = do("Gather", groups, best)
+        wanted = do.along(group, -1)
+        members = do.either(do("Equal", groups, wanted), do("Equal", do.index(table.rows), wanted))
+        mass = do.total(probabilities, members)
+        exists = do("GreaterOrEqual", group, do.index(0))
+        return group, do("Where", exists, mass, do.number(0))
+
+    def _word(self, look: LookNodes) -> tuple[str, str]:
+        do, p = self._do, look.word_probability
+        expected = do.is_any(self._sort, TEXT, CHART)
+        stray = do.both(do.is_any(self._sort, PHOTO, THINGS), do.at_least(p, STRAY_WORD_AT))
+        conditions = (
+            do.either(stray, do.both(expected, do.at_least(p, WORD_CLEAR_AT))),
+            do.both(expected, do.at_least(p, WORD_PROBABLY_AT)),
+        )
+        certainties = (do.index(CLEAR), do.index(PROBABLY), self._blank)
+        values = ((look.word, look.word, self._blank), certainties)
+        word, certainty = (do.first_match(conditions, value) for value in values)
+        return certainty, word
+
+    def _slots(self, look: LookNodes, kept: str, named: _Reading) -> list[str]:
+        """The fields of `Slot`s [n, 5], from left to right and then blank."""
+        do = self._do
+        x0, y0, x1, y1 = (do("Gather", look.boxes, do.index(i), axis=-1) for i in range(4))
+        centre_x, centre_y = (
+            do("Mul", do("Add", low, high), do.number(0.5)) for low, high in ((x0, x1), (y0, y1))
+        )
+        others = do.along(kept, 1)
+        names = [do.along(named.name, axis) for axis in (1, 2)]
+        heights = [do.along(centre_y, axis) for axis in (1, 2)]
+        sooner = do("Cast", do.index(np.tri(MAX_THINGS, k=-1)), to=TensorProto.BOOL)
+        higher = do.either(do("Less", *heights), do.both(do("Equal", *heights), sooner))
+        surface_probability, surface = do.likeliest(do("Softmax", look.thing_surfaces, axis=-1))
+        one_colour = do.both(
+            do("Less", surface, do.index(len(SURFACES))),
+            do.at_least(surface_probability, SURFACE_AT),
+        )
+        clear = do.is_any(named.certainty, CLEAR)
+        fields = (
+            do("Where", clear, do.index(CLEAR), do.index(PROBABLY)),
+            do.count(do.both(others, do("Equal", *names))),
+            do("Where", one_colour, surface, self._blank),
+            named.name,
+            do.steps_passed(centre_y, PLACE_EDGES),
+            do.steps_passed(centre_x, PLACE_EDGES),
+            do.count(do.both(others, higher)),
+            do.steps_passed(do("Mul", do("Sub", x1, x0), do("Sub", y1, y0)), SIZE_EDGES),
+        )
+        at_last = do("Where", kept, centre_x, do.number(np.inf))
+        _, order = self._graph.nodes(
+            "TopK", at_last, do.index([MAX_THINGS]), n_outputs=2, axis=-1, largest=0
+        )
+        said = (do("Where", kept, field, self._blank) for field in fields)
+        return [do("GatherElements", field, order, axis=-1) for field in said]
+
+    def _only(self, named: _Reading, kept: str) -> _Reading:
+        """Of the things' readings [n, 5] the kept one's [n]."""
+        do = self._do
+        place = do("ArgMax", do("Cast", kept, to=TensorProto.INT32), axis=-1, keepdims=1)
+        return _Reading(
+            *(
+                do("Squeeze", do("GatherElements", field, place, axis=-1), do.index([-1]))
+                for field in named
+            )
+        )
+
+    def _first_match(self, conditions: Sequence[str], readings: Sequence[_Reading]) -> _Reading:
+        fields = zip(*readings, strict=True)
+        return _Reading(*(self._do.first_match(conditions, field) for field in fields))

@@ -1,0 +1,195 @@
+"""What edgevlm-tiny's projector says of the things in a picture, of its print and its sort.
+
+`sight` decides, from what the heads measure, what is certain enough to be said; `write_spatial`
+writes it as tokens, in the slots that seen.py lays out. projector_graph.py is both as a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from projector import (
+    CERTAINTIES,
+    CLEAR,
+    PROBABLY,
+    UNCLEAR,
+    Reading,
+    Vocabulary,
+    describe,
+    fill,
+    name_concept,
+    said_rows,
+)
+from seen import (
+    COLUMNS,
+    NUMBERS,
+    RANKS,
+    ROWS,
+    SIZES,
+    SORTS,
+    SPATIAL_TOKENS,
+    SURFACES,
+    THING_NAME,
+    WORD,
+    Look,
+    Slot,
+    Spatial,
+    place,
+)
+from tokenizers import Tokenizer
+
+PHOTO, THINGS, TEXT, CHART, NOTHING = range(len(SORTS))
+# From here on there is a thing. In a photograph, whose things the detector hardly knows, both
+# that there is one and what it is must be all but certain.
+THING_AT = 0.40
+THING_IN_PHOTO_AT = 0.80
+NAME_IN_PHOTO_AT = 0.75
+SURFACE_AT = 0.45
+WORD_CLEAR_AT = 0.70
+WORD_PROBABLY_AT = 0.35
+# What is read where no print was expected has to be surer.
+STRAY_WORD_AT = 0.90
+ARTICLES = ("a ", "an ", "the ", "some ")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """All that is said of one picture."""
+
+    reading: Reading
+    spatial: Spatial
+
+
+def sight(look: Look, vocabulary: Vocabulary) -> Sight:
+    """Decide what to say. Of a photograph the classifier speaks, or else a sure concept; of a
+    drawing with one thing in it, the thing's glimpse and the whole together."""
+    sort = int(np.argmax(look.sorts))
+    concepts = softmax(look.concepts)
+    things = softmax(look.thing_concepts)
+    kept = np.flatnonzero(_is_kept(look, sort, things))
+    if sort == THINGS and len(kept) == 1:
+        things[kept] = (things[kept] + concepts) / 2
+    named = {int(i): name_concept(things[i], vocabulary.concepts) for i in kept}
+
+    reading = Reading(-1)
+    if sort == PHOTO:
+        reading = describe(softmax(look.classes), vocabulary)
+        of_concepts = name_concept(concepts, vocabulary.concepts)
+        if reading.certainty == UNCLEAR and of_concepts.certainty == CLEAR:
+            reading = of_concepts
+    elif sort == THINGS and len(kept) == 1:
+        (reading,) = named.values()
+    elif sort == NOTHING or (sort == THINGS and not len(kept)):
+        reading = Reading(UNCLEAR)
+    return Sight(reading, Spatial(sort, *_word(look, sort), _slots(look, named)))
+
+
+def _is_kept(look: Look, sort: int, things: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of the five glimpses are spoken of."""
+    if sort == THINGS:
+        return look.objectness >= THING_AT
+    if sort == PHOTO:
+        named = things.max(axis=1) >= NAME_IN_PHOTO_AT
+        return named & (look.objectness >= THING_IN_PHOTO_AT)
+    return np.zeros(len(look.boxes), bool)
+
+
+def _word(look: Look, sort: int) -> tuple[int, int]:
+    """Certainty and row of the word, -1 and -1 for none."""
+    expected = sort in (TEXT, CHART)
+    if sort != NOTHING and look.word_probability >= (WORD_CLEAR_AT if expected else STRAY_WORD_AT):
+        return CLEAR, look.word
+    if expected and look.word_probability >= WORD_PROBABLY_AT:
+        return PROBABLY, look.word
+    return -1, -1
+
+
+def _slots(look: Look, named: dict[int, Reading]) -> tuple[Slot, ...]:
+    """The slots of the kept glimpses, from left to right."""
+    surfaces = softmax(look.thing_surfaces)
+    kept = list(named)
+    centre_x, centre_y = ((look.boxes[:, i] + look.boxes[:, i + 2]) / 2 for i in (0, 1))
+    from_top = sorted(kept, key=lambda i: centre_y[i])
+    names = [reading.name for reading in named.values()]
+    slots = []
+    for i in sorted(kept, key=lambda i: centre_x[i]):
+        surface = int(surfaces[i].argmax())
+        if surface == len(SURFACES) or surfaces[i, surface] < SURFACE_AT:
+            surface = -1
+        row, column, size = place(tuple(look.boxes[i]))
+        name = named[i].name
+        certainty = CLEAR if named[i].certainty == CLEAR else PROBABLY
+        number, rank = names.count(name), from_top.index(i)
+        slots.append(Slot(certainty, number, surface, name, row, column, rank, size))
+    return tuple(slots)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def thing_rows(vocabulary: Vocabulary, tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Return [n_names + 1, 4]: the token ids of the names without their articles, blank-filled.
+
+    What is no concept's name, kind or broad kind is no thing's name either, and stays blank.
+    """
+    table = vocabulary.concepts
+    rows = np.repeat(fill((), THING_NAME, tokenizer), len(vocabulary.names) + 1, axis=0)
+    said = np.unique(np.concatenate([table.rows, table.kind_of, table.broad_of]))
+    said = said[said >= 0]
+    names = [_without_article(vocabulary.names[i]) for i in said]
+    rows[said] = fill(names, THING_NAME, tokenizer)[:-1]
+    return rows
+
+
+def word_rows(words: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Return [n_words + 1, 4]: the token ids of the words of words.txt, blank-filled."""
+    return fill(words, WORD, tokenizer)
+
+
+def _without_article(name: str) -> str:
+    return next((name.removeprefix(a) for a in ARTICLES if name.startswith(a)), name)
+
+
+def number_said(spatial: Spatial) -> int:
+    """The number of things that is told: that there are none is told of a drawing only."""
+    return len(spatial.slots) if spatial.slots or spatial.sort == THINGS else -1
+
+
+def write_spatial(
+    spatial: Spatial,
+    rows: NDArray[np.int64],
+    words: NDArray[np.int64],
+    tokenizer: Tokenizer,
+) -> NDArray[np.int64]:
+    """Return the ids [62] whose embeddings the projector gives for `spatial`.
+
+    `rows` are those of `thing_rows`, `words` those of `word_rows`.
+    """
+    head = [
+        said_rows(SORTS, tokenizer)[spatial.sort],
+        said_rows(NUMBERS, tokenizer)[number_said(spatial)],
+        said_rows(CERTAINTIES, tokenizer)[spatial.word_certainty],
+        words[spatial.word],
+    ]
+    tables = slot_tables(rows, tokenizer)
+    things = [
+        table[field]
+        for slot in spatial.slots
+        for table, field in zip(tables, astuple(slot), strict=True)
+    ]
+    written = np.concatenate([*head, *things])
+    ids = np.full(SPATIAL_TOKENS, rows[-1, 0])
+    ids[: len(written)] = written
+    return ids
+
+
+def slot_tables(rows: NDArray[np.int64], tokenizer: Tokenizer) -> tuple[NDArray[np.int64], ...]:
+    """The token ids [n + 1, width] of all that each field of a `Slot` can say, in its order."""
+    before, after = (CERTAINTIES, NUMBERS, SURFACES), (ROWS, COLUMNS, RANKS, SIZES)
+    first, last = ([said_rows(words, tokenizer) for words in lists] for lists in (before, after))
+    return (*first, rows, *last)
