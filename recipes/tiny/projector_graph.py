@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from classifier import half
 from graph_arithmetic import Arithmetic
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -54,25 +53,28 @@ from spatial_projector import (
     word_rows,
 )
 from tokenizers import Tokenizer
+from views import LookNodes
 
 from edgevlm.models.onnx_export.graph import Graph
 
 Rows = NDArray[np.int64]
+FLOAT = TensorProto.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
-class LookNodes:
-    """Names of graph values that hold `Look`s: its fields, [n, ...] each; `word` is int64 [n]."""
+class Embeddings:
+    """The decoder's token embeddings as its file has them: `levels` int8 [tokens, blocks, 32]
+    times `scales` float16 [tokens, blocks]."""
 
-    classes: str
-    concepts: str
-    sorts: str
-    boxes: str
-    objectness: str
-    thing_concepts: str
-    thing_surfaces: str
-    word: str
-    word_probability: str
+    levels: NDArray[np.int8]
+    scales: NDArray[np.float16]
+
+
+class WordNodes(NamedTuple):
+    """Names of graph values: the row of words.txt [n] int64 and its probability [n]."""
+
+    row: str
+    probability: str
 
 
 class _Reading(NamedTuple):
@@ -88,17 +90,18 @@ class _Reading(NamedTuple):
 def add_projector(
     graph: Graph,
     look: LookNodes,
+    word: WordNodes,
     vocabulary: Vocabulary,
     words: Sequence[str],
     tokenizer: Tokenizer,
-    embeddings: NDArray[np.float32],
+    embeddings: Embeddings,
 ) -> str:
     """Add `sight`, `write` and `write_spatial`, to embeddings [n, N_TOKENS, d].
 
-    `words` are those of words.txt, `embeddings` [tokens, d] the decoder's.
+    `words` are those of words.txt.
     """
     with graph.scope("projector"):
-        said = _Projector(graph, look, vocabulary)
+        said = _Projector(graph, look, word, vocabulary)
         names, things = token_rows(vocabulary, tokenizer), thing_rows(vocabulary, tokenizer)
         certainties = said_rows(CERTAINTIES, tokenizer)
         tables = [
@@ -115,7 +118,7 @@ def _write(
     of_picture: Sequence[str],
     of_things: Sequence[str],
     tables: Sequence[Rows],
-    embeddings: NDArray[np.float32],
+    embeddings: Embeddings,
 ) -> str:
     """Embed what fields of the picture [n] and then of its things [n, 5] choose from tables."""
     used = np.unique(np.concatenate([table.ravel() for table in tables]))
@@ -126,13 +129,25 @@ def _write(
     things = graph.node("Concat", *gathered[len(of_picture) :], axis=2)
     flat = graph.node("Reshape", things, graph.constant([-1, MAX_THINGS * SLOT_WIDTH]))
     ids = graph.node("Concat", *gathered[: len(of_picture)], flat, axis=1)
-    return graph.node("Gather", half(graph, "projector.words", embeddings[used]), ids)
+    return _embed(graph, ids, embeddings.levels[used], embeddings.scales[used])
+
+
+def _embed(graph: Graph, ids: str, levels: NDArray[np.int8], scales: NDArray[np.float16]) -> str:
+    """Look tokens [n, N_TOKENS] up, on the decoder's own grid."""
+    numbers = (
+        graph.node("Cast", graph.node("Gather", graph.weight(name, table), ids), to=FLOAT)
+        for name, table in (("words.levels", levels), ("words.scales", scales[..., None]))
+    )
+    shape = graph.constant([0, 0, levels[0].size])
+    return graph.node("Reshape", graph.node("Mul", *numbers), shape)
 
 
 class _Projector:
     """`sight` as nodes. `of_picture` and `of_things` are the fields to write, in their order."""
 
-    def __init__(self, graph: Graph, look: LookNodes, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, graph: Graph, look: LookNodes, word: WordNodes, vocabulary: Vocabulary
+    ) -> None:
         self._graph = graph
         self._do = do = Arithmetic(graph)
         self._blank = do.index(-1)
@@ -163,7 +178,7 @@ class _Projector:
         )
         told = do.either(in_drawing, do("Greater", count, do.index(0)))
         number = do("Where", told, count, self._blank)
-        self.of_picture = (*reading, self._sort, number, *self._word(look))
+        self.of_picture = (*reading, self._sort, number, *self._word(word))
         self.of_things = self._slots(look, kept, named)
 
     def _kept(self, look: LookNodes, things: str, in_drawing: str, in_photo: str) -> str:
@@ -249,8 +264,8 @@ class _Projector:
         exists = do("GreaterOrEqual", group, do.index(0))
         return group, do("Where", exists, mass, do.number(0))
 
-    def _word(self, look: LookNodes) -> tuple[str, str]:
-        do, p = self._do, look.word_probability
+    def _word(self, word: WordNodes) -> tuple[str, str]:
+        do, p = self._do, word.probability
         expected = do.is_any(self._sort, TEXT, CHART)
         stray = do.both(do.is_any(self._sort, PHOTO, THINGS), do.at_least(p, STRAY_WORD_AT))
         conditions = (
@@ -258,9 +273,8 @@ class _Projector:
             do.both(expected, do.at_least(p, WORD_PROBABLY_AT)),
         )
         certainties = (do.index(CLEAR), do.index(PROBABLY), self._blank)
-        values = ((look.word, look.word, self._blank), certainties)
-        word, certainty = (do.first_match(conditions, value) for value in values)
-        return certainty, word
+        rows = (word.row, word.row, self._blank)
+        return do.first_match(conditions, certainties), do.first_match(conditions, rows)
 
     def _slots(self, look: LookNodes, kept: str, named: _Reading) -> list[str]:
         """The fields of `Slot`s [n, 5], from left to right and then blank."""

@@ -21,7 +21,7 @@ from projector import (
     token_rows,
     write,
 )
-from projector_graph import LookNodes, add_projector
+from projector_graph import Embeddings, WordNodes, add_projector
 from seen import COLUMNS, NUMBERS, RANKS, ROWS, SIZES, SORTS, SURFACES, Look
 from spatial_projector import (
     CHART,
@@ -35,6 +35,7 @@ from spatial_projector import (
     write_spatial,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
+from views import LookNodes
 
 from edgevlm.models.onnx_export.graph import Graph
 
@@ -115,9 +116,10 @@ def written(looks: list[Look], vocabulary: Vocabulary, tokenizer: Tokenizer) -> 
 def test_the_graph_says_what_numpy_says(
     vocabulary: Vocabulary, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    # Numbers that 16 bits hold exactly: the token's id, in two digits.
+    # The token's id, in two digits.
     ids = np.arange(tokenizer.get_vocab_size())
-    embeddings = np.stack([ids % LEVELS, ids // LEVELS], axis=1).astype(np.float32)
+    levels = np.stack([ids % LEVELS, ids // LEVELS], axis=1)[:, None].astype(np.int8)
+    embeddings = Embeddings(levels, np.ones((len(ids), 1), np.float16))
     looks = [a_look(seed, len(vocabulary.concept_rows)) for seed in range(400)]
     names = [field.name for field in fields(Look)]
     feeds = {name: np.stack([getattr(look, name) for look in looks]) for name in names}
@@ -128,7 +130,10 @@ def test_the_graph_says_what_numpy_says(
         name: graph.input(name, array.dtype, ["n", *array.shape[1:]])
         for name, array in feeds.items()
     }
-    features = add_projector(graph, LookNodes(**inputs), vocabulary, WORDS, tokenizer, embeddings)
+    word = WordNodes(inputs.pop("word"), inputs.pop("word_probability"))
+    features = add_projector(
+        graph, LookNodes(**inputs), word, vocabulary, WORDS, tokenizer, embeddings
+    )
     graph.output(features, "features", np.float32, ["n", N_TOKENS, 2])
     graph.save(tmp_path / "projector.onnx", {})
     session = onnxruntime.InferenceSession(str(tmp_path / "projector.onnx"))
