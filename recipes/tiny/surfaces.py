@@ -28,7 +28,8 @@ PROTOTYPES = {
     "white": "ffffff f7f7f7 fffaf5 f4f8ff",
     "grey": "808080 646464 a0a0a0 b4b4b4 727880 8c8782 969ca5 555555",
     # Teal and cyan; magenta; olive and khaki; beige, skin and gold; maroon; lime yellow;
-    # coral; dark tints; violet blue and sea green; the shades between black, grey and white; pale tints.
+    # coral; dark tints; violet blue and sea green; shades between black, grey
+    # and white; pale tints.
     "": "008080 00ffff 40c8c8 20a098 00a8a8 7fffd4 5fb0b0 2f6f6f a0e0e0 b0f0e8 "
     "ff00ff d020b0 c71585 a03070 808000 b5b045 bdb76b 9a8f40 5c5c20 "
     "d2b48c f5f5dc deb887 d4af37 c8a040 b8860b e8c39e ffdbac e0b070 f0d8b0 c09870 "
@@ -138,7 +139,7 @@ def blend(mix: np.ndarray, low: np.ndarray, high: np.ndarray) -> Image.Image:
 
 def wood(rng: np.random.Generator, size: int) -> Image.Image:
     """Grain: rings of a distorted distance, stretched along one side, in planks or not."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    x = np.linspace(0, 1, size, dtype=np.float32)[None]
     wobble = noise(rng, (size, size), (int(rng.integers(2, 5)), 2))
     rings = np.sin((x * rng.uniform(4, 12) + wobble * rng.uniform(2, 7)) * 2 * np.pi)
     fibres = noise(rng, (size, size), (4, size // 3))
