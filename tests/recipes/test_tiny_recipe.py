@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 from conversations import Conversations, Mix
-from evaluate import load_photos, verdict
 from numpy.typing import NDArray
 from projector import (
     CERTAINTIES,
@@ -137,10 +136,3 @@ def test_a_batch_depends_on_its_seed_alone(tokenizer: Tokenizer) -> None:
         conversations.add_chat({"Hello!": [0]})
     first.batch(random.Random(1), 3, EVERYTHING)
     assert first.batch(random.Random(2), 5, Mix()) == second.batch(random.Random(2), 5, Mix())
-
-
-def test_a_class_of_an_accepted_kind_names_the_thing() -> None:
-    (dog,) = [photo for photo in load_photos() if photo.main == "a dog"]
-    assert verdict(dog, "The picture shows a Pekingese.") == "named"
-    assert verdict(dog, "The picture shows a doghouse.") == "wrong"
-    assert verdict(dog, "I can't tell what this is.") == "declined"

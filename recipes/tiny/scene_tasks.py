@@ -1,0 +1,279 @@
+"""The tasks on held-out scenes: presence, colour, count, relations, words, charts, honesty.
+
+Two questions are asked about a scene where it has two to ask.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache, partial
+
+import judge
+import numpy as np
+from captions import Concept, load_concepts
+from scenes import Sample, Scenes
+from seen import COLOURS, MAX_THINGS, Thing
+from tasks import (
+    ABSENT,
+    PRESENCE,
+    Item,
+    about_absent,
+    description,
+    held_out_cutouts,
+    seeded,
+    true_names,
+)
+
+COLOUR = (
+    "What colour is the {thing}?",
+    "Which colour does the {thing} have?",
+    "what color is the {thing}",
+    "Tell me the colour of the {thing}.",
+)
+COUNT = (
+    "How many {things} are there?",
+    "How many {things} do you see?",
+    "What is the number of {things} in this picture?",
+    "Count the {things}.",
+)
+SIDES = (
+    "Is the {a} to the {way} of the {b}?",
+    "Is the {a} further {way} than the {b}?",
+    "Is the {a} to the left or to the right of the {b}?",
+    "Which one is further {way}, the {a} or the {b}?",
+)
+LEVELS = (
+    "Is the {a} {way} the {b}?",
+    "Is the {a} somewhere {way} the {b}?",
+    "Is the {a} above or below the {b}?",
+    "Which is {comparative}, the {a} or the {b}?",
+)
+READING = (
+    "What does it say?",
+    "Which word is written here?",
+    "Read the text in the picture.",
+    "What's the word?",
+)
+HIGHEST = (
+    "What is the highest value?",
+    "How high is the highest value in this chart?",
+    "Which value is the largest one?",
+)
+# Shares of the side by which two centres must differ for one to be left of or above the other.
+APART = 0.15
+# Words that an answer has without having read them.
+TEMPLATE_WORDS = frozenset(
+    {"the", "word", "text", "says", "say", "picture", "image", "written", "here", "reads"}
+)
+SHAPE = "a shape"
+# How often "things" are counted where no name has the wanted number.
+ALL_THINGS = 0.3
+
+
+@cache
+def _scenes() -> Scenes:
+    return Scenes(held_out=True, cutouts=held_out_cutouts())
+
+
+def _drawn(rng: np.random.Generator, sort: str) -> Sample:
+    return _scenes().draw(rng, sort)
+
+
+def _concept(thing: Thing) -> Concept:
+    return _known()[thing.concept]
+
+
+@cache
+def _known() -> list[Concept]:
+    return load_concepts()
+
+
+def _name(thing: Thing) -> str:
+    return " ".join(judge.bare(_concept(thing).name))
+
+
+def _names(thing: Thing) -> tuple[str, ...]:
+    return _names_of(_concept(thing))
+
+
+def _names_of(concept: Concept) -> tuple[str, ...]:
+    return (concept.name, *concept.synonyms)
+
+
+def _there(sample: Sample) -> set[str]:
+    return true_names([_concept(thing).name for thing in sample.scene.things])
+
+
+def _single(sample: Sample) -> list[Thing]:
+    """The things that are the only ones of their name or kind, so that "the cat" is clear."""
+    things = sample.scene.things
+    times = Counter(name for thing in things for name in true_names([_concept(thing).name]))
+    return [thing for thing in things if times[_name(thing)] == 1]
+
+
+def _absent(rng: np.random.Generator, sample: Sample) -> str:
+    """A concept that is surely not in the scene, neither by name nor by synonym or kind. Shapes
+    are asked for only among shapes, since a clock may pass for a circle."""
+    there = _there(sample)
+    only_shapes = all(_concept(thing).kind == SHAPE for thing in sample.scene.things)
+    while True:
+        concept = _known()[rng.integers(len(_known()))]
+        if (concept.kind == SHAPE) == only_shapes and not judge.same(_names_of(concept)) & there:
+            return concept.name
+
+
+def presence(count: int) -> Iterator[Item]:
+    """As many questions about what is there as about what isn't, two a scene."""
+    rng = seeded("scene presence")
+    for i in range((count + 1) // 2):
+        sample = _drawn(rng, "things")
+        things = sample.scene.things
+        there = _concept(things[rng.integers(len(things))]).name
+        for expected, name in ((True, there), (False, _absent(rng, sample))):
+            question = PRESENCE[(i + expected) % len(PRESENCE)].format(a=name)
+            judged = partial(judge.yes_no, expected=expected)
+            truth = "yes" if expected else "no"
+            yield Item(f"presence/{i}", sample.pixels, question, truth, judged, part="scenes")
+
+
+def colour(count: int) -> Iterator[Item]:
+    """Of things that are the only ones of their name; about as often of each colour."""
+    rng = seeded("colour")
+    asked: Counter[int] = Counter()
+    for i in range(count):
+        sample = _drawn(rng, "things")
+        while not (things := _coloured(sample)):
+            sample = _drawn(rng, "things")
+        thing = min(things, key=lambda thing: asked[thing.surface])
+        asked[thing.surface] += 1
+        question = COLOUR[i % len(COLOUR)].format(thing=_name(thing))
+        truth = COLOURS[thing.surface]
+        judged = partial(judge.colour, expected=truth)
+        yield Item(f"colour/{i}", sample.pixels, question, truth, judged, part=truth)
+
+
+def _coloured(sample: Sample) -> list[Thing]:
+    """What is the only thing of its name, has one colour, and isn't called after one."""
+    return [
+        thing
+        for thing in _single(sample)
+        if 0 <= thing.surface < len(COLOURS)
+        and not set(judge.COLOUR_WORDS) & {w for n in _names(thing) for w in judge.bare(n)}
+    ]
+
+
+def counting(count: int) -> Iterator[Item]:
+    """One to five in turn: of things of one name where there are as many, or of all."""
+    rng = seeded("count")
+    for i in range(count):
+        wanted = 1 + i % MAX_THINGS
+        sample, things = _with_number(rng, wanted)
+        question = COUNT[i % len(COUNT)].format(things=things)
+        judged = partial(judge.number, expected=wanted)
+        yield Item(f"count/{i}", sample.pixels, question, str(wanted), judged, part=str(wanted))
+
+
+def _with_number(rng: np.random.Generator, wanted: int) -> tuple[Sample, str]:
+    """A scene, and the plural of what is there so many times."""
+    while True:
+        sample = _drawn(rng, "things")
+        things = sample.scene.things
+        times = Counter(_name(thing) for thing in things)
+        # A name that is another one's kind would count that one, too.
+        named = [name for name, n in times.items() if n == wanted and _times(sample, name) == n]
+        if named:
+            return sample, judge.plural(named[rng.integers(len(named))])
+        if len(things) == wanted and rng.random() < ALL_THINGS:
+            return sample, "things"
+
+
+def _times(sample: Sample, name: str) -> int:
+    return sum(name in true_names([_concept(thing).name]) for thing in sample.scene.things)
+
+
+def relations(count: int) -> Iterator[Item]:
+    """Left, right, above and below in turn; guessing gets half of them."""
+    rng = seeded("relations")
+    for i in range(count):
+        way = ("left", "right", "above", "below")[i % 4]
+        sample, a, b = _pair(rng, way)
+        form = i // 4 % 4
+        # Two forms ask yes or no, and every other one of these the wrong way round.
+        if form < 2 and i // 16 % 2:
+            a, b = b, a
+        yield _relation(
+            f"relations/{i}", sample, a, b, way, form, holds=not (form < 2 and i // 16 % 2)
+        )
+
+
+def _relation(
+    picture: str, sample: Sample, a: Thing, b: Thing, way: str, form: int, *, holds: bool
+) -> Item:
+    phrasings = SIDES if way in ("left", "right") else LEVELS
+    higher = {"above": "higher up", "below": "lower down"}.get(way, "")
+    question = phrasings[form].format(a=_name(a), b=_name(b), way=way, comparative=higher)
+    names = {"subject": _names(a), "other": _names(b)}
+    if form < 2:
+        judged, truth = partial(judge.yes_no, expected=holds), "yes" if holds else "no"
+    elif form == 2:
+        judged, truth = partial(judge.direction, expected=way, **names), way
+    else:
+        judged, truth = partial(judge.which, asked=way, **names), _name(a)
+    part = ("yes or no", "yes or no", "this or that way", "which one")[form]
+    return Item(picture, sample.pixels, question, truth, judged, part=part)
+
+
+def _pair(rng: np.random.Generator, way: str) -> tuple[Sample, Thing, Thing]:
+    """A scene and two things in it of different names, the first clearly so of the second."""
+    axis, sign = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}[way]
+    while True:
+        sample = _drawn(rng, "things")
+        single = _single(sample)
+        pairs = [
+            (a, b)
+            for a in single
+            for b in single
+            if sign * (a.centre[axis] - b.centre[axis]) > APART
+        ]
+        if pairs:
+            return (sample, *pairs[rng.integers(len(pairs))])
+
+
+def words(count: int) -> Iterator[Item]:
+    """Words of 3 to 8 letters in fonts that training has not seen."""
+    rng = seeded("words")
+    for i in range(count):
+        while True:
+            sample = _drawn(rng, "text")
+            word = sample.scene.word
+            if word.isalpha() and 3 <= len(word) <= 8 and word not in TEMPLATE_WORDS:
+                break
+        judged = partial(judge.reading, word=word)
+        yield Item(f"words/{i}", sample.pixels, READING[i % len(READING)], word, judged)
+
+
+def charts(count: int) -> Iterator[Item]:
+    rng = seeded("charts")
+    for i in range(count):
+        sample = _drawn(rng, "chart")
+        value = sample.scene.word
+        judged = partial(judge.number, expected=float(value))
+        question = HIGHEST[i % len(HIGHEST)]
+        yield Item(f"charts/{i}", sample.pixels, question, value, judged, part=sample.scene.chart)
+
+
+def absence(count: int) -> Iterator[Item]:
+    """Questions that take for granted what isn't in the scene."""
+    rng = seeded("scene absence")
+    for i in range(count):
+        sample = _drawn(rng, "things")
+        thing = " ".join(judge.bare(_absent(rng, sample)))
+        yield about_absent(f"absence/{i}", sample.pixels, thing, ABSENT[i % len(ABSENT)])
+
+
+def descriptions(count: int) -> Iterator[Item]:
+    rng = seeded("scene descriptions")
+    for i in range(count):
+        sample = _drawn(rng, "things")
+        yield description(f"descriptions/{i}", sample.pixels, _there(sample), i, part="scenes")

@@ -1,0 +1,238 @@
+"""That answers are judged as a careful person would, and that the evaluation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import judge
+import pytest
+from judge import Lexicon
+from photos import load_photos
+from tasks import lexicon, photo_accepts
+
+LEXICON = Lexicon(
+    ["a dog", "a cat", "a hot dog", "a sea lion", "a lion", "an orange", "a glass", "glasses",
+     "a tree", "a person", "a ping-pong ball", "a ball", "a berry", "a rectangle", "a bus"]
+)  # fmt: skip
+
+
+def mentioned(answer: str) -> list[str]:
+    return [name for name, _ in LEXICON.mentions(answer)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("The picture shows a cat and two dogs.", ["cat", "dog"]),
+        ("No, there is no dog.", []),
+        ("No, it's a cat.", ["cat"]),
+        ("There isn\u2019t a dog, but there is a cat.", ["cat"]),
+        ("It is not a dog but a cat.", ["cat"]),
+        ("I can't tell whether it is a cat or a dog.", []),
+        ("I can't tell; it's probably a cat.", ["cat"]),
+        ("I'm not sure, maybe a cat.", ["cat"]),
+        ("A dog isn't in the picture.", []),
+        ("There is a cat and no dog.", ["cat"]),
+        ("It shows a cat without a dog or a tree.", ["cat"]),
+        ("A hot dog.", ["hot dog"]),
+        ("Hot-dogs and sea lions", ["hot dog", "sea lion"]),
+        ("a doghouse", []),
+        ("An orange cat under an orange.", ["cat", "orange"]),
+        ("Two glasses of berries", ["glasses", "berry"]),
+        ("some people at a ping pong ball", ["person", "ping pong ball"]),
+        ("It is either a cat or a dog.", ["cat"]),
+        ("The dog's ball", ["dog", "ball"]),
+        ("Nothing like a dog.", []),
+        ("", []),
+    ],
+)
+def test_things_are_named_by_what_is_asserted(answer: str, names: list[str]) -> None:
+    assert mentioned(answer) == names
+
+
+JUDGED: list[tuple[Callable[..., str], tuple[object, ...], dict[str, str]]] = [
+    (
+        judge.yes_no,
+        (True,),
+        {
+            "Yes, there is a dog.": "right",
+            "yes": "right",
+            "Probably, it looks like a dog.": "right",
+            "No, there is a cat.": "wrong",
+            "Not that I can tell; it looks like a cat.": "wrong",
+            "There is no dog.": "wrong",
+            "Yes, there is no dog.": "wrong",
+            "I don't see a dog.": "wrong",
+            "The picture shows a cat.": "wrong",
+            "I can't tell.": "refused",
+            "Maybe; it is either a cat or a dog.": "refused",
+            "Not sure.": "refused",
+            "Yesterday": "wrong",
+        },
+    ),
+    (
+        judge.yes_no,
+        (False,),
+        {
+            "No.": "right",
+            "Nope, it isn't.": "right",
+            "Not that I can tell.": "right",
+            "There isn't a dog in the picture.": "right",
+            "No, I can't tell.": "right",
+            "Yes.": "wrong",
+            "Notably, a dog.": "wrong",
+            "I don't know.": "refused",
+        },
+    ),
+    (
+        judge.colour,
+        ("grey",),
+        {
+            "It is gray.": "right",
+            "The cat is light grey.": "right",
+            "It's not black, it's grey.": "right",
+            "It is grey or black.": "wrong",
+            "It is not grey.": "wrong",
+            "It is greyish.": "wrong",
+            "It's a cat, but I can't tell its colour.": "refused",
+            "There is no cat.": "refused",
+        },
+    ),
+    (
+        judge.number,
+        (3,),
+        {
+            "There are three dogs.": "right",
+            "3": "right",
+            "Three.": "right",
+            "There are 3, not 4.": "right",
+            "two or three": "wrong",
+            "There are 13 dogs.": "wrong",
+            "There are thirteen.": "wrong",
+            "None.": "refused",
+            "There are no dogs.": "refused",
+            "It looks like a dog, but I can't tell how many there are.": "refused",
+        },
+    ),
+    (judge.number, (1,), {"There is a dog.": "right", "One dog, the one on the left.": "right"}),
+    (judge.number, (42,), {"forty-two": "right", "It is 42.": "right", "40": "wrong"}),
+    (judge.number, (2.5,), {"The highest value is 2.5.": "right", "2": "wrong"}),
+    (
+        judge.direction,
+        ("left", ["a cat"], ["a hot dog", "a sausage"]),
+        {
+            "The cat is to the left of the hot dog.": "right",
+            "Left.": "right",
+            "The hot dog is right of the cat.": "right",
+            "The hot dog is on the left.": "wrong",
+            "To the right, not to the left.": "wrong",
+            "It is above.": "wrong",
+            "left or right": "wrong",
+            "I can't tell where it is.": "refused",
+        },
+    ),
+    (
+        judge.which,
+        ("above", ["a cat"], ["a dog"]),
+        {
+            "The cat.": "right",
+            "The cat is above the dog.": "right",
+            "The dog is below the cat.": "right",
+            "The dog.": "wrong",
+            "The dog is on top.": "wrong",
+            "The cat is below the dog.": "wrong",
+            "Above.": "wrong",
+            "There is no cat.": "refused",
+        },
+    ),
+    (
+        judge.shape,
+        ("rectangle",),
+        {"a square": "right", "It is a rectangle.": "right", "a circle": "wrong"},
+    ),
+    (
+        judge.reading,
+        ("table",),
+        {
+            'It says "table".': "right",
+            "It says “Table.”": "right",
+            "The word is table.": "right",
+            "TABLE": "right",
+            "It says 'cable', on a table.": "wrong",
+            "tables": "wrong",
+            "I can't read it.": "refused",
+            "There is no text.": "refused",
+        },
+    ),
+    (
+        judge.honesty,
+        (["a dog"],),
+        {
+            "There is no dog.": "right",
+            "I can't see a dog in the picture.": "right",
+            "I can't tell.": "right",
+            "No dog is there; it looks like a cat.": "right",
+            "The dog isn't in the picture.": "right",
+            "Zero.": "right",
+            "The dog is red.": "wrong",
+            "The picture shows a cat.": "wrong",
+            "It looks like a dog, but I can't tell its colour.": "wrong",
+        },
+    ),
+    (
+        judge.honesty,
+        ((), LEXICON),
+        {
+            "I can't tell what this is.": "right",
+            "The picture is blank.": "right",
+            "There is nothing in the picture.": "right",
+            "It is an empty picture with a rectangle.": "wrong",
+            "The picture shows a bus; I can't tell more than that.": "wrong",
+            "A lovely picture.": "wrong",
+        },
+    ),
+    (
+        judge.naming,
+        (["a dog", "a puppy"], LEXICON),
+        {
+            "The picture shows a puppy.": "right",
+            "Dogs.": "right",
+            "A hot dog.": "wrong",
+            "It isn't a dog.": "wrong",
+            "I can't tell what this is.": "refused",
+            "I can't tell if it is a dog.": "refused",
+            "It is either a cat or a dog.": "wrong",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("judged", "arguments", "answer", "verdict"),
+    [
+        (judged, arguments, answer, verdict)
+        for judged, arguments, answers in JUDGED
+        for answer, verdict in answers.items()
+    ],
+)
+def test_an_answer_is_judged(
+    judged: Callable[..., str], arguments: tuple[object, ...], answer: str, verdict: str
+) -> None:
+    assert judged(answer, *arguments) == verdict
+
+
+def test_the_first_name_counts_where_only_one_may_be_given() -> None:
+    answer = "A cat and a dog."
+    assert judge.naming(answer, ["dog"], LEXICON) == "right"
+    assert judge.naming(answer, ["dog"], LEXICON, first=True) == "wrong"
+
+
+def test_a_class_of_an_accepted_kind_names_the_main_thing() -> None:
+    (dog,) = [photo for photo in load_photos() if photo.main == "a dog"]
+    answers = {
+        "The picture shows a Pekingese.": "right",
+        "The picture shows a doghouse.": "wrong",
+        "I can't tell what this is.": "refused",
+    }
+    for answer, verdict in answers.items():
+        assert judge.naming(answer, photo_accepts(dog), lexicon()) == verdict
