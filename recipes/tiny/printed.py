@@ -4,7 +4,8 @@
 
 words.txt holds the 9,000 most frequent words of 3 to 8 letters of Debian's wamerican-small
 2020.12.07-2 (SCOWL; Kevin Atkinson's licence), in the order of wordfreq 3.1.1 (CC BY-SA 4.0),
-without names, offensive words and words of more than four tokens; then the numbers 0 to 100.
+without names, offensive words and words of more than four tokens; then such words of
+concepts.txt as are in wamerican 2020.12.07-2; then the numbers 0 to 100.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def augmented(rng: np.random.Generator, picture: Image.Image, finest: float) -> 
         small = picture.resize((side, side), Image.Resampling.BOX)
         picture = small.resize((SIDE, SIDE), filters[rng.choice(3, p=(0.4, 0.5, 0.1))])
     if rng.random() < 0.15:
-        radius = rng.uniform(0.4, min(2.0, 0.4 + 0.25 * SIDE / max(finest, 1)))
-        picture = picture.filter(ImageFilter.GaussianBlur(radius))
+        radius = rng.uniform(0.4, min(2.5, 0.4 + 0.25 * SIDE / finest))
+        picture = picture.filter(ImageFilter.BoxBlur(radius))
     if rng.random() < 0.25:
         picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.8, 1.15))
         picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.75, 1.15))
