@@ -12,5 +12,10 @@ from edgevlm.models.onnx_export.skeleton import write_skeletons
 from edgevlm.models.tiny import SHIPPED, load_lora, lora_ranks
 from edgevlm.models.tiny_layout import SMOLLM2_135M
 
-if __name__ == "__main__":
+
+def main() -> None:
     write_skeletons(SMOLLM2_135M, lora_ranks(load_lora()), SHIPPED)
+
+
+if __name__ == "__main__":
+    main()

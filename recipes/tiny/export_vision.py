@@ -59,6 +59,10 @@ def load_reader(path: Path = READER) -> dict[str, Array]:
         return {name: archive[name] for name in archive.files}
 
 
-if __name__ == "__main__":
+def main() -> None:
     TINY_FILES.mkdir(exist_ok=True)
     export(TINY_FILES / "vision_encoder.onnx", load_views(), load_reader())
+
+
+if __name__ == "__main__":
+    main()

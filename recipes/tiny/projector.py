@@ -96,7 +96,7 @@ def load_vocabulary(classes: Path = CLASSES, concepts: Path = CONCEPTS) -> Vocab
         row_of = {group: i for i, group in enumerate(sorted(set(column) - {""}), len(names))}
         groups.append(np.array([row_of.get(cell, -1) for cell in column]))
         names += row_of
-    columns = _columns(concepts) if concepts.exists() else [[], [], []]
+    columns = _columns(concepts)
     # The first of equal names stands for all: some classes are called what their kind is.
     row_of = {name: i for i, name in reversed(list(enumerate(names)))}
     for name in (cell for column in columns for cell in column if cell):
@@ -110,8 +110,7 @@ def load_vocabulary(classes: Path = CLASSES, concepts: Path = CONCEPTS) -> Vocab
 def _columns(path: Path) -> list[list[str]]:
     """Names, kinds and broad kinds of a list whose cells stand between bars."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    cells = ([cell.strip() for cell in line.split("|")[:3]] for line in lines)
-    return [list(column) for column in zip(*cells, strict=True)]
+    return [[line.split("|")[i].strip() for line in lines] for i in range(3)]
 
 
 def describe(probabilities: NDArray[np.float32], vocabulary: Vocabulary) -> Reading:

@@ -180,7 +180,7 @@ def random_lora() -> dict[str, Any]:
     """Several ranks, and layers with some parts of a group only."""
     random = np.random.default_rng(6)
     lora = {}
-    for name, rank in (("0.q", 4), ("0.v", 2), ("0.o", 3), ("1.v", 4), ("1.up", 2), ("1.down", 1)):
+    for name, rank in (("0.q", 4), ("0.k", 2), ("0.o", 3), ("1.v", 4), ("1.up", 2), ("1.down", 1)):
         part = name[2:]
         group = next(group for group, parts in GROUPS.items() if part in parts)
         sizes = SMALL.group_size(group)[0], SMALL.part_size(part)

@@ -278,8 +278,9 @@ def test_print_is_told_where_it_is_expected_or_plain(
     assert text_of(look, vocabulary, tokenizer) == said
 
 
-def test_a_concept_called_as_a_class_shares_its_row(vocabulary: Vocabulary) -> None:
-    plain = load_vocabulary(concepts=Path("none"))
+def test_a_concept_called_as_a_class_shares_its_row(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").touch()
+    plain = load_vocabulary(concepts=tmp_path / "none.txt")
     assert vocabulary.names[: len(plain.names)] == plain.names
     names = [vocabulary.names[row] for row in vocabulary.concept_rows]
     assert names == [line.split(" | ")[0] for line in CONCEPTS.splitlines()]
