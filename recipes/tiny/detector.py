@@ -20,7 +20,7 @@ from edgevlm.models.onnx_export.graph import Graph
 
 GRID = 33
 WIDTH = 64
-MIXERS = 3
+MIXERS = 5
 # Two peaks whose boxes overlap this much are one thing.
 SAME_THING = 0.55
 CANDIDATES = 12
@@ -43,7 +43,7 @@ class Detector(nn.Module):
             nn.Conv2d(WIDTH, WIDTH, 5, padding=2, groups=WIDTH) for _ in range(MIXERS)
         )
         self.pointwise = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(MIXERS))
-        self.hidden = nn.Conv2d(WIDTH, 2 * WIDTH, 3, padding=1)
+        self.hidden = nn.Conv2d(WIDTH, 2 * WIDTH, 1)
         self.out = nn.Conv2d(2 * WIDTH, 5, 1)
         nn.init.normal_(self.out.weight, std=0.01)
         nn.init.constant_(self.out.bias, 0)
@@ -133,7 +133,7 @@ def _add_forward(graph: Graph, weights: dict[str, Array], maps: Maps) -> str:
     for i in range(MIXERS):
         inner = node("Relu", convolution(x, f"depthwise.{i}", padding=2, group=WIDTH))
         x = node("Add", x, convolution(inner, f"pointwise.{i}"))
-    return convolution(node("Relu", convolution(x, "hidden", padding=1)), "out")
+    return convolution(node("Relu", convolution(x, "hidden")), "out")
 
 
 def _add_choice(graph: Graph, out: str) -> tuple[str, str]:
