@@ -20,7 +20,7 @@ RECOLOURED = 0.15  # of the drawings
 # Mirrored they would be something else, or show letters.
 _NOT_MIRRORED = re.compile(
     r"\b(sign|symbol|clock|watch|calendar|newspaper|book|keyboard|dice|flag|crescent|dollar|euro|"
-    r"pound|yen|money|banknote|note|clef|map|globe|letter|calculator|thermometer|hand)\b"
+    r"pound|yen|money|banknote|note|clef|map|globe|letter|calculator|thermometer|hand|mark)\b"
 )
 
 
