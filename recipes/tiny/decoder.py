@@ -125,7 +125,11 @@ def save_lora(wrapped: dict[str, LoraLinear], path: Path) -> None:
 
 
 def load_lora(wrapped: dict[str, LoraLinear], path: Path) -> None:
+    """Take what `path` holds of each wrapper; a lower rank leaves the rest of one idle."""
     with np.load(path) as arrays, torch.no_grad():
         for name, module in wrapped.items():
-            module.a.copy_(torch.from_numpy(arrays[f"{name}.A"].astype(np.float32)))
-            module.b.copy_(torch.from_numpy(arrays[f"{name}.B"].astype(np.float32)))
+            if f"{name}.A" in arrays:
+                a, b = (torch.from_numpy(arrays[f"{name}.{part}"]).float() for part in "AB")
+                module.a[:, : a.shape[1]] = a
+                module.b.zero_()
+                module.b[: b.shape[0]] = b

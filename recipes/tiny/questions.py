@@ -8,7 +8,7 @@ name what is named, hedge where it hedges, and refuse what the encoder cannot kn
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from projector import CLEAR, EITHER, PROBABLY, UNCLEAR, Reading, Vocabulary
@@ -187,7 +187,6 @@ CHOICE = (
     "Can you see {a} or {b}?",
     "What is it, {a} or {b}?",
 )
-THANKS = ("Thanks!", "Thank you.", "thanks", "OK, thank you!", "Great, thanks.")
 SURE = ("Are you sure?", "Are you certain?", "How sure are you?", "Really?")
 # Things that are no class of the encoder, asked for all the same.
 OTHER_THINGS = (
@@ -247,8 +246,11 @@ SYNONYMS = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
+    """`task` says what sort of question it is, for reports."""
+
     question: str
     answer: str
+    task: str = "photo"
 
 
 class Questioner:
@@ -285,21 +287,21 @@ class Questioner:
     def naming(self, reading: Reading) -> Exchange:
         return Exchange(self._rng.choice(NAMING), self._describe(reading))
 
-    def about_several(self, readings: list[Reading]) -> Exchange:
-        """A question about two or three pictures at once."""
+    def about_several(self, clauses: Sequence[str]) -> Exchange:
+        """A question about two or three pictures at once, each of which `shows` something."""
         ordinals = ("first", "second", "third")
         if self._rng.random() < 0.4:
-            index = self._rng.randrange(len(readings))
+            index = self._rng.randrange(len(clauses))
             question = self._rng.choice(
                 ("What is in the {} picture?", "What does the {} image show?", "And the {} one?")
             )
-            clause = f"The {ordinals[index]} picture {self._shows(readings[index])}."
-            return Exchange(question.format(ordinals[index]), clause)
-        clauses = [
-            f"the {ordinal} {'picture ' if not i else ''}{self._shows(reading)}"
-            for i, (ordinal, reading) in enumerate(zip(ordinals, readings, strict=False))
+            answer = f"The {ordinals[index]} picture {clauses[index]}."
+            return Exchange(question.format(ordinals[index]), answer, "several")
+        told = [
+            f"the {ordinal} {'picture ' if not i else ''}{clause}"
+            for i, (ordinal, clause) in enumerate(zip(ordinals, clauses, strict=False))
         ]
-        joined = ", ".join(clauses[:-1]) + f" and {clauses[-1]}."
+        joined = ", ".join(told[:-1]) + f" and {told[-1]}."
         question = self._rng.choice(
             (
                 "What do these pictures show?",
@@ -307,12 +309,13 @@ class Questioner:
                 "Describe the pictures.",
                 "What is in the pictures?",
                 "What is the difference between these pictures?",
-                "Compare the two pictures." if len(readings) == 2 else "Compare the pictures.",
+                "Compare the two pictures." if len(clauses) == 2 else "Compare the pictures.",
             )
         )
-        return Exchange(question, joined[0].upper() + joined[1:])
+        return Exchange(question, joined[0].upper() + joined[1:], "several")
 
-    def _shows(self, reading: Reading) -> str:
+    def shows(self, reading: Reading) -> str:
+        """As a clause: "probably shows a minibus"."""
         if reading.certainty == UNCLEAR:
             return "is unclear"
         adverb = "probably " if reading.certainty == PROBABLY else ""
@@ -326,7 +329,7 @@ class Questioner:
     def _describe(self, reading: Reading) -> str:
         if reading.certainty == UNCLEAR:
             return UNKNOWN
-        return f"The picture {self._shows(reading)}."
+        return f"The picture {self.shows(reading)}."
 
     def _hedged(self, reading: Reading) -> str:
         """As a clause: "it looks like a minibus"."""
@@ -341,7 +344,7 @@ class Questioner:
         if reading.certainty == UNCLEAR:
             return Exchange(question, UNKNOWN)
         return Exchange(
-            question, f"The picture {self._shows(reading)}; I can't tell more than that."
+            question, f"The picture {self.shows(reading)}; I can't tell more than that."
         )
 
     def _unknowable(self, reading: Reading) -> Exchange:
@@ -395,8 +398,7 @@ class Questioner:
             word = "Maybe" if asked in pair else "Not that I can tell"
             return f"{word}; {self._hedged(reading)}."
         if true:
-            word = "Yes" if reading.certainty == CLEAR else "Probably"
-            return f"{word}, {self._hedged(reading)}."
+            return f"Yes, {self._hedged(reading)}."
         return f"Not that I can tell; {self._hedged(reading)}."
 
     def _kind(self, reading: Reading) -> Exchange:
@@ -446,9 +448,6 @@ class Questioner:
         if right is None:
             return Exchange(question, f"Not that I can tell; {hedged}.")
         return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}, which is {right}.")
-
-    def thanks(self) -> Exchange:
-        return Exchange(self._rng.choice(THANKS), "You're welcome.")
 
     def _sure(self, reading: Reading) -> Exchange:
         question = self._rng.choice(SURE)
