@@ -31,6 +31,9 @@ READER = CACHE / "reader.npz"
 
 def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]) -> None:
     """`pixel_values` f32 [b, n, 3, 520, 520] to `image_features` f32 [b * n, 82, 576]."""
+    vocabulary, words = load_vocabulary(), load_words()
+    if len(views["concepts.bias"]) != len(vocabulary.concept_rows):
+        raise SystemExit("concepts.txt has changed since the views were trained on it")
     gguf = GgufFile(DECODER.fetch())
     size = (SMOLLM2_135M.vocab_size, SMOLLM2_135M.hidden_size)
     scales, levels = gguf.read_q8_0("token_embd.weight", size)
@@ -39,13 +42,12 @@ def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]
     pixels = graph.input("pixel_values", np.float32, ["batch", "n_images", *picture])
     images = graph.node("Reshape", pixels, graph.constant([-1, *picture]))
     look = add_views(graph, load_checkpoint(ENCODER.fetch()), views, images)
-    words = load_words()
     _, row, probability = add_reader(graph, reader, images, words)
     features = add_projector(
         graph,
         look,
         WordNodes(row, probability),
-        load_vocabulary(),
+        vocabulary,
         words,
         read_tokenizer(gguf),
         Embeddings(levels, scales),

@@ -200,16 +200,3 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """A word is a token with the space before it."""
     ids: list[int] = tokenizer.encode(f" {text.strip()}", add_special_tokens=False).ids
     return ids
-
-
-def slots(readings: Sequence[Reading], vocabulary: Vocabulary) -> list[str]:
-    """The readings in words, for logs and reports."""
-
-    def say(index: int) -> str:
-        return vocabulary.names[index] if index >= 0 else "-"
-
-    return [
-        f"{CERTAINTIES[r.certainty].strip()}: {say(r.name)} | {say(r.second)} | {say(r.kind)} | "
-        f"{say(r.broad)}"
-        for r in readings
-    ]
