@@ -2,9 +2,9 @@
 
     python recipes/tiny/export.py
 
-Vision encoder, adapter and text graphs go to edgevlm/models/tiny_files. Then the decoder is compared with torch (check_graphs.py), and the answers
-of ONNX Runtime, llama.cpp and MLX with each other (check_runtimes.py): half an hour, of which
-all but a minute is MLX on a processor.
+Vision encoder, adapter and text graphs go to edgevlm/models/tiny_files. Then the decoder is
+compared with torch (check_graphs.py), and the answers of ONNX Runtime, llama.cpp and MLX with
+each other (check_runtimes.py): half an hour, of which all but a minute is MLX on a processor.
 """
 
 from __future__ import annotations
