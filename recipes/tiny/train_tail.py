@@ -26,8 +26,8 @@ CHUNK = 16
 # Of the tail, and of the new last layer.
 TAIL_RATE, LAST_RATE, DECAY = 3e-4, 2e-3, 0.02
 SMOOTHING, DROPOUT = 0.1, 0.2
-# Shapes are drawn anew every time; each counts as this many cutouts.
-SHAPE_WEIGHT = 6.0
+# Of what is drawn, where there are cutouts too.
+SHAPE_SHARE = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,13 @@ class Drawings:
         """How often each cutout, then each shape, is drawn: a concept with four times the
         cutouts is drawn twice as often."""
         counts = np.bincount(self.concepts)
-        weights = np.concatenate(
-            [counts[self.concepts] ** -0.5, np.full(len(self.shapes), SHAPE_WEIGHT)]
-        )
-        return weights / weights.sum()
+        cutouts = counts[self.concepts] ** -0.5
+        shapes = np.ones(len(self.shapes))
+        if len(cutouts):
+            cutouts *= (1 - SHAPE_SHARE) / cutouts.sum()
+            shapes *= SHAPE_SHARE / len(shapes)
+        shares = np.concatenate([cutouts, shapes])
+        return shares / shares.sum()
 
     def draw(self, rng: np.random.Generator, index: int) -> tuple[Pixels, int]:
         if index < len(self.cutouts):
