@@ -45,7 +45,7 @@ NEAR_DUPLICATE_BITS, NEAR_DUPLICATE_LEVELS = 12, 30
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    key: str  # the package and the file, with the crop if it is one
+    key: str  # the package, the path in it, and the crop if it is one
     name: str  # what it shows, with an article: "a fish"
     also: tuple[str, ...]  # other nouns for it and for what else is there
     background: bool  # no countable thing stands out, so that scenes can be composed on it
@@ -79,7 +79,11 @@ def _pack(digest: str) -> None:
         rows.append(row)
         jpegs.append(np.frombuffer(buffer.getvalue(), np.uint8))
     ends = np.cumsum([len(jpeg) for jpeg in jpegs])
-    np.savez(PACK, labels=digest, rows=json.dumps(rows), jpegs=np.concatenate(jpegs), ends=ends)
+    unfinished = PACK.with_suffix(".part.npz")
+    np.savez(
+        unfinished, labels=digest, rows=json.dumps(rows), jpegs=np.concatenate(jpegs), ends=ends
+    )
+    unfinished.replace(PACK)
 
 
 def _labelled_pictures() -> Iterator[tuple[tuple[str, str, list[str], bool, bool], Image.Image]]:
@@ -94,7 +98,7 @@ def _labelled_pictures() -> Iterator[tuple[tuple[str, str, list[str], bool, bool
                 path, _, crop = file.partition("@")
                 picture = _prepared(read(f"{group['folder']}/{path}"), crop)
                 others = [noun.strip() for noun in also.split(",") if noun.strip()]
-                key = f"{package}/{group['folder'].rsplit('/', 1)[-1]}/{file}"
+                key = f"{package}/{group['folder']}/{file}"
                 yield (key, name, others, kind != "pictures", kind == "held_out"), picture
 
 
