@@ -106,7 +106,7 @@ def behind_things(
     if kind < 0.2 and photographs:
         if kind < 0.1 and empty:
             return photograph(rng, empty[rng.integers(len(empty))])
-        return blurred(rng, photographs[rng.integers(len(photographs))], (12, 50))
+        return blurred(rng, photographs[rng.integers(len(photographs))], (22, 60))
     drawer = rng.choice([plain, gradient, clouds, texture], p=(0.55, 0.15, 0.15, 0.15))
     picture: Image.Image = drawer(rng)
     return picture
