@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 CONCEPTS = Path(__file__).with_name("concepts.txt")
@@ -17,8 +18,12 @@ CAPTIONS = Path(__file__).with_name("captions.txt")
 SHAPE = "a shape"
 # What a file name may say before it names the thing.
 QUALIFIERS = frozenset(
-    "a an the some simple small little large big old new cartoon stylized colorful red green blue "
-    "yellow orange purple pink brown black white wooden happy wrapped vintage pair of".split()
+    word
+    for line in (
+        "a an the some pair of simple small little large big old new vintage cartoon stylized",
+        "happy wrapped wooden colorful red green blue yellow orange purple pink brown black white",
+    )
+    for word in line.split()
 )
 
 
@@ -47,8 +52,9 @@ def load_concepts(path: Path = CONCEPTS) -> list[Concept]:
 class Captions:
     """Looks captions up among the concepts' names and the further captions of captions.txt.
 
-    There, a line is `concept: caption, caption`; the concept `-` holds pictures to leave out,
-    by key, since their captions say something else than what they show.
+    There, a line is `concept: caption, caption`. A caption with a slash is the key of a picture
+    whose own caption says something else than what it shows; the concept `-` holds patterns for
+    the keys of such pictures to leave out.
     """
 
     def __init__(self, concepts: list[Concept]) -> None:
@@ -77,7 +83,9 @@ class Captions:
 
     def by_key(self, key: str) -> int | None:
         """The concept of a picture whose caption is known to be of no use; -1 to leave it out."""
-        return -1 if key in self._left_out else self._by_key.get(key)
+        if any(fnmatchcase(key, pattern) for pattern in self._left_out):
+            return -1
+        return self._by_key.get(key)
 
     def whole(self, caption: str) -> int | None:
         plain = re.sub(r"[ -]face$", "", caption)
@@ -110,7 +118,7 @@ class Captions:
 
 
 def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z0-9]+", " ", text.lower().replace("’", "'").replace("'", "")).split()
+    return re.sub(r"[^a-z0-9]+", " ", re.sub("['\u2019]", "", text.lower())).split()
 
 
 def _prefixes(tokens: list[str]) -> Iterator[str]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 GRID = 16
-# Bits of 256 that may differ. Looked at by hand: nearer pairs were one drawing; in [_SAME,
-# _ALIKE) they were one drawing where the outlines or the colours agree too.
+# Bits of 256 that may differ, chosen by looking at pairs. Nearer than _SAME is one drawing; nearer
+# than _ALIKE is one where the outlines overlap this much too, or a little less with these colours.
 _SAME, _ALIKE = 14, 44
-_OUTLINE, _COLOURS = 0.93, 0.80
+_OUTLINE, _SAME_OUTLINE, _COLOURS = 0.92, 0.955, 0.80
 
 
 class _Picture(Protocol):
@@ -68,20 +68,25 @@ def _near_pairs(
     for start in range(0, len(bits), 1024):
         rows = slice(start, start + 1024)
         # Bits are +1 and -1, so a dot product counts agreements less disagreements.
-        nearest = np.maximum(bits[rows] @ bits.T, mirrored[rows] @ bits.T)
-        for i, j in np.argwhere(nearest > 256 - 2 * _ALIKE):
+        agreement = np.maximum(bits[rows] @ bits.T, mirrored[rows] @ bits.T)
+        different = (256 - agreement) / 2
+        same_thing = concepts[rows, None] == concepts
+        for i, j in np.argwhere((different < _ALIKE) | same_thing):
             a, b = int(i) + start, int(j)
             if a >= b:
                 continue
-            different = (256 - nearest[i, j]) / 2
             outline = max(
                 _overlap(outlines[a], outlines[b]), _overlap(outlines[a][:, ::-1], outlines[b])
             )
-            same_colours = float(np.minimum(colours[a], colours[b]).sum()) > _COLOURS
-            outlined = outline > _OUTLINE and concepts[a] == concepts[b]
-            if outline > 0.8 and (
-                different < _SAME or outlined or (same_colours and outline > 0.9)
-            ):
+            if same_thing[i, j]:
+                # A recoloured copy keeps its outline and little else.
+                limit = _OUTLINE if different[i, j] < _ALIKE else _SAME_OUTLINE
+                near = outline > limit or (different[i, j] < _SAME and outline > 0.8)
+            else:
+                same_colours = float(np.minimum(colours[a], colours[b]).sum()) > _COLOURS
+                near = different[i, j] < _SAME and outline > 0.8
+                near |= same_colours and outline > 0.9
+            if near:
                 pairs.append((a, b))
     return pairs
 

@@ -4,15 +4,18 @@
 
 fetches the packages of sources.toml (about 310 MB) into build/tiny/, gives every picture whose
 caption names a concept of concepts.txt (see captions.py) that concept, and packs them all into
-build/tiny/cutouts.npz. About one picture in seven is held out for the test: whole groups of
-near-duplicates (duplicates.py), and only where another drawing of the concept is left to learn
-from. The counts are printed, and contact sheets are written for looking at.
+build/tiny/cutouts.npz. The pictures that held_out.txt lists are held out for the test. They were
+drawn once: about one in seven, whole groups of near-duplicates (duplicates.py), and only where
+another drawing of the concept was left to learn from. The list stays as it is whatever becomes of
+the captions; a picture that turns out to be like one of the list is in neither half. The counts
+are printed, and contact sheets are written for looking at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -35,12 +38,16 @@ else:
     import tomli as tomllib
 
 SOURCES = Path(__file__).with_name("sources.toml")
+HELD_OUT = Path(__file__).with_name("held_out.txt")
 PACK = CACHE / "cutouts.npz"
 
 LONGEST, SHORTEST = 224, 96  # pixels: what larger pictures are shrunk to, what is too small
 SEED = "edgevlm-tiny-3"
 # Chosen so that about 15 % of all pictures are held out: not every group can be.
 HELD_OUT_SHARE = 0.17
+
+# Emoji families with more than one edition.
+EDITIONS = ("noto", "emojione", "fluent")
 
 # Folders of clip art that hold signs, patterns, interface icons, maps and scenes.
 NOT_THINGS = re.compile(
@@ -137,29 +144,39 @@ def load_cutouts() -> list[Cutout]:
 
 def make_pack() -> None:
     found = list(_distinct(_all_pictures()))
-    groups = group([f.rgba for f in found], [f.concept for f in found], _labels(found))
-    held_out = _split(groups, [f.concept for f in found])
+    groups = group(
+        [f.rgba for f in found],
+        [f.concept for f in found],
+        [series(f.key, f.concept, f.source.family) for f in found],
+    )
+    keys = np.array([f.key for f in found])
+    if not HELD_OUT.exists():
+        drawn = draw_held_out(groups, np.array([f.concept for f in found]))
+        HELD_OUT.write_text("".join(f"{key}\n" for key in sorted(keys[drawn])), encoding="utf-8")
+    held_out = np.isin(keys, HELD_OUT.read_text(encoding="utf-8").split())
+    usable = held_out | ~np.isin(groups, groups[held_out])
+    found = [f for f, use in zip(found, usable, strict=True) if use]
     pngs = [_encoded(f.rgba) for f in found]
     np.savez(
         PACK,
-        keys=np.array([f.key for f in found]),
+        keys=keys[usable],
         concepts=np.array([f.concept for f in found]),
         photographic=np.array([f.photographic for f in found]),
-        held_out=held_out,
-        groups=groups,
+        held_out=held_out[usable],
         ends=np.cumsum([len(png) for png in pngs]),
         png=np.frombuffer(b"".join(pngs), np.uint8),
     )
 
 
-def _labels(found: list[_Found]) -> list[str]:
-    """What designers' later editions share with earlier ones: the family and the concept."""
-    return [
-        f.key
-        if f.source.name in ("stamps", "openclipart", "game-icons", "flat-color-icons")
-        else f"{f.source.family}/{f.concept}"
-        for f in found
-    ]
+def series(key: str, concept: int, family: str) -> str:
+    """What pictures have in common that may be one drawing twice, whatever they look like.
+
+    Later editions of an emoji family redraw the same picture. In clip art and stamps, file names
+    that differ only in a number or in `bw` are one artist's variations.
+    """
+    if family in ("stamps", "openclipart"):
+        return family + re.sub(r"_bw(?=_)|_bw$|[\d_]", "", key.rsplit("/", 1)[1])
+    return f"{family}/{concept}" if family in EDITIONS else key
 
 
 def _all_pictures() -> Iterator[_Found]:
@@ -178,7 +195,9 @@ def _stamps(source: Source, captions: Captions) -> Iterator[_Found]:
     for text in sorted(root.rglob("*.txt")):
         name = text.relative_to(root).with_suffix("").as_posix()
         key = f"{source.name}/{name}"
-        sentence = re.split(r"[.!?—–(,]", text.read_text(encoding="utf-8").split("\n")[0])[0]
+        sentence = re.split(
+            r"[.!?(,\u2013\u2014]", text.read_text(encoding="utf-8").split("\n")[0]
+        )[0]
         row = captions.by_key(key)
         if row is None and not STAMPS_NOT_THINGS.match(name):
             row = captions.whole(sentence)
@@ -212,8 +231,6 @@ def _clip_art(source: Source, captions: Captions) -> Iterator[_Found]:
 
 def _icons(source: Source, captions: Captions) -> Iterator[_Found]:
     """The icons of one package in Iconify's JSON format: SVG bodies by name."""
-    import json
-
     tables = json.loads((source.unpacked() / "package/icons.json").read_text("utf-8"))
     for name, icon in sorted(tables["icons"].items()):
         key = f"{source.name}/{name}"
@@ -228,7 +245,8 @@ def _icons(source: Source, captions: Captions) -> Iterator[_Found]:
         body = icon["body"].replace("currentColor", "#000")
         rgba = _trimmed(
             _rasterised(
-                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                '<svg xmlns="http://www.w3.org/2000/svg" '
+                'xmlns:xlink="http://www.w3.org/1999/xlink" '
                 f'viewBox="{left} {top} {width} {height}">{body}</svg>'
             )
         )
@@ -303,22 +321,20 @@ def _distinct(pictures: Iterator[_Found]) -> Iterator[_Found]:
             yield picture
 
 
-def _split(groups: NDArray[np.int64], concepts: list[int]) -> NDArray[np.bool_]:
-    """Which pictures [n] are held out: whole groups, in an order that their number decides."""
-    rows = np.array(concepts)
-    held_out = np.zeros(len(rows), bool)
-    wanted = HELD_OUT_SHARE
+def draw_held_out(groups: NDArray[np.int64], concepts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Draw pictures [n] to hold out: whole groups, in an order that their numbers decide."""
+    held_out = np.zeros(len(groups), bool)
 
-    def draw(label: int) -> float:
+    def lot(label: int) -> float:
         digest = hashlib.sha256(f"{SEED}/{label}".encode()).digest()
         return int.from_bytes(digest[:6], "big") / 2**48
 
-    for label in sorted(set(groups.tolist()), key=draw):
-        if draw(label) > wanted:
+    for label in sorted(set(groups.tolist()), key=lot):
+        if lot(label) > HELD_OUT_SHARE:
             break
         members = groups == label
         others = ~members & ~held_out
-        if all(bool((others & (rows == row)).any()) for row in set(rows[members].tolist())):
+        if np.isin(concepts[members], concepts[others]).all():
             held_out |= members
     return held_out
 
