@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class Mix:
     text_only: float = 0.08
     chat_with_picture: float = 0.03
     thanks: float = 0.02
-    branches: tuple[int, int] = (9, 12)
+    branches: tuple[int, int] = (6, 8)
     held_out: bool = False
 
 
@@ -106,14 +106,17 @@ class Conversations:
         tokenizer: Tokenizer,
         classifier_rows: NDArray[np.float32],
         words: Sequence[str] | None = None,
+        *,
+        flawless: bool = False,
     ) -> None:
+        """`flawless` pictures are told of without errors."""
         self._tokenizer = tokenizer
         self._vocabulary = load_vocabulary()
         self._rows = token_rows(self._vocabulary, tokenizer)
         self._thing_rows = thing_rows(self._vocabulary, tokenizer)
         words = words or WORDS.read_text(encoding="utf-8").split()
         self._word_rows = word_rows(words, tokenizer)
-        self.simulator = Simulator(self._vocabulary, list(words))
+        self.simulator = Simulator(self._vocabulary, list(words), flawless=flawless)
         self._family = TinyFamily(tokenizer, Preprocessing(1, 1, (0,) * 3, (1,) * 3), N_TOKENS)
         unit = classifier_rows / np.linalg.norm(classifier_rows, axis=1, keepdims=True)
         self._likeness = unit @ unit.T
@@ -163,7 +166,7 @@ class Conversations:
             if reading.certainty == wanted:
                 return reading
 
-    def every_name(self, question: str) -> Iterator[tuple[str, Sample]]:
+    def every_name(self, question: str) -> Iterator[tuple[str, Tree]]:
         """For each concept, a clear picture of it and its naming."""
         table = self._vocabulary.concepts
         columns = zip(table.rows, table.kind_of, table.broad_of, strict=True)
@@ -173,7 +176,7 @@ class Conversations:
             sights: dict[str, Sight] = {}
             image = self._image(sight, sights)
             exchange = Exchange(question, f"The picture shows {name}.")
-            yield name, self._supervised([], [(image,)], [exchange], sights)
+            yield name, _tree([self._supervised([], [(image,)], [exchange], sights)])
 
     def _made_up_scores(self, rng: np.random.Generator) -> NDArray[np.float32]:
         """Softmax of a class, its look-alikes by the classifier's own rows, and noise."""
@@ -329,7 +332,9 @@ class _Asking:
 def _tree(samples: Sequence[Sample]) -> Tree:
     """Part the samples where they begin to differ, or just before the first answer."""
     first_answers = [sample.is_answer.index(True) for sample in samples]
-    shared = min(len(commonprefix([s.ids for s in samples])), min(first_answers) - 1)
+    columns = zip(*(sample.ids for sample in samples), strict=False)
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    shared = min(alike, min(first_answers) - 1)
     return Tree(
         samples[0].ids[:shared],
         [Sample(s.ids[shared:], s.is_answer[shared:], s.tasks) for s in samples],

@@ -163,6 +163,8 @@ WHERE = (
 IS_RELATED = (
     "Is the {a} {r} the {b}?",
     "Is the {a} {r} the {b} in the {p}?",
+    "Is the {a} found {r} the {b}?",
+    "Can the {a} be seen {r} the {b}?",
     "In this {p}, is the {a} {r} the {b}?",
     "Does the {a} stand {r} the {b}?",
 )
@@ -185,6 +187,18 @@ WHERE_FROM = (
     "Where is the {a} relative to the {b}?",
     "Where is the {a} compared to the {b}?",
     "How does the {a} stand to the {b}?",
+)
+# Of two things, by axis; {r} is what `MORE` says.
+WHICH_OF_TWO = (
+    "Which is {r}, the {a} or the {b}?",
+    "Which of the two is {r}, the {a} or the {b}?",
+    "Is it the {a} or the {b} that is {r}?",
+    "What is {r}, the {a} or the {b}?",
+    "The {a} or the {b}: which thing is {r}?",
+)
+MORE = (
+    (("on the left", "more to the left", "farther left"), ("on the right", "more to the right")),
+    (("higher", "on top", "farther up"), ("lower", "farther down", "nearer the bottom")),
 )
 NEIGHBOURS = (
     "What is {r} the {b}?",

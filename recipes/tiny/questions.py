@@ -153,6 +153,15 @@ UNKNOWABLE: dict[str, tuple[str, ...]] = {
         "What is she wearing?",
         "What style is it?",
         "Is this a photo or a drawing?",
+        "Who does it belong to?",
+        "How heavy is it?",
+        "What will happen next?",
+        "Why is it there?",
+        "How warm is it there?",
+        "Where was it bought?",
+        "What sound does it make here?",
+        "How long has it been there?",
+        "What is inside it?",
     ),
 }
 PRESENCE = (

@@ -47,10 +47,10 @@ STILL_UNKNOWABLE = (
 APART = 0.12
 LEFT, RIGHT, ABOVE, BELOW = "to the left of", "to the right of", "above", "below"
 SAME_SIDE = {
-    LEFT: (LEFT, "left of", "on the left of"),
-    RIGHT: (RIGHT, "right of", "on the right of"),
-    ABOVE: (ABOVE, "over", "higher than"),
-    BELOW: (BELOW, "under", "lower than"),
+    LEFT: (LEFT, LEFT, "left of", "on the left of", "farther left than"),
+    RIGHT: (RIGHT, RIGHT, "right of", "on the right of", "farther right than"),
+    ABOVE: (ABOVE, ABOVE, "over", "higher than"),
+    BELOW: (BELOW, BELOW, "under", "lower than", "underneath"),
 }
 OPPOSITE = {LEFT: RIGHT, RIGHT: LEFT, ABOVE: BELOW, BELOW: ABOVE}
 EDGES = {
@@ -94,7 +94,8 @@ class SceneQuestions:
             (0.05, self._where),
             (0.14, self._is_related),
             (0.06, self._which_side),
-            (0.04, self._where_from),
+            (0.05, self._which_of_two),
+            (0.03, self._where_from),
             (0.05, self._neighbours),
             (0.04, self._at_the_edge),
             (0.05, self._about_absent),
@@ -411,6 +412,19 @@ class SceneQuestions:
     def _which_side(self, known: Known) -> Exchange | None:
         axis = self._rng.randrange(2)
         return self._relate(known, axis, ask_for.WHICH_SIDE[axis], "left or right")
+
+    def _which_of_two(self, known: Known) -> Exchange | None:
+        axis = self._rng.randrange(2)
+        pair = self._pair(known, axis)
+        if pair is None:
+            return None
+        first, a, second, b = pair
+        end = self._rng.randrange(2)
+        is_first = (first.centre[axis] < second.centre[axis]) == (end == 0)
+        phrase = self._rng.choice(ask_for.MORE[axis][end])
+        question = self._pick(ask_for.WHICH_OF_TWO)
+        question = question.replace("{a}", a).replace("{b}", b).replace("{r}", phrase)
+        return Exchange(question, f"The {a if is_first else b}.", "which of two")
 
     def _where_from(self, known: Known) -> Exchange | None:
         return self._relate(known, self._rng.randrange(2), ask_for.WHERE_FROM, "where from")

@@ -24,6 +24,8 @@ NUMBER_SHARES = (0.36, 0.25, 0.18, 0.12, 0.09)
 RIGHT = {CLEAR: 0.94, PROBABLY: 0.60}
 CLEAR_SHARE = 0.72
 SURFACE_WRONG, SURFACE_UNSAID, MISSED, DOUBLED = 0.05, 0.08, 0.04, 0.02
+# Of centres and sides, in shares of the picture.
+JITTER = 0.01
 # How often only the kind, or no name at all, is told.
 KIND_ONLY, UNNAMED = 0.06, 0.03
 # The share of classifier readings that name a look-alike.
@@ -60,8 +62,13 @@ class Known:
 
 
 class Simulator:
-    def __init__(self, vocabulary: Vocabulary, words: list[str]) -> None:
+    """Seeded by the `random.Random` of each call. `flawless` heads make no errors, but stay as
+    unsure as others are."""
+
+    def __init__(self, vocabulary: Vocabulary, words: list[str], *, flawless: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._flawless = flawless
+        self._jitter = 0.0 if flawless else JITTER
         self._words = words
         self._row_of_word = {word: row for row, word in enumerate(words)}
         self._letters = [w for w in words if w.isalpha()]
@@ -85,6 +92,9 @@ class Simulator:
             reading = Reading(UNCLEAR)
             return Sight(reading, Spatial(NOTHING)), Known(NOTHING, reading)
         return self._print(sort, rng)
+
+    def _errs(self, rng: random.Random, share: float) -> bool:
+        return rng.random() < share and not self._flawless
 
     # Scenes.
 
@@ -119,13 +129,13 @@ class Simulator:
         things: list[SeenThing] = []
         missed: set[int] = set()
         for thing in scene.things:
-            if rng.random() < MISSED and len(scene.things) > 1:
+            if self._errs(rng, MISSED) and len(scene.things) > 1:
                 missed |= self._names_of(thing.concept)
                 continue
             slot, seen = self._tell(thing, rng)
             things.append(seen)
-            for _ in range(2 if rng.random() < DOUBLED else 1):
-                centre = tuple(c + rng.gauss(0, 0.01) for c in thing.centre)
+            for _ in range(2 if self._errs(rng, DOUBLED) else 1):
+                centre = tuple(c + rng.gauss(0, self._jitter) for c in thing.centre)
                 slots.append(((centre[0], centre[1]), slot))
         slots = sorted(slots[:MAX_THINGS])
         names = [slot.name for _, slot in slots]
@@ -143,8 +153,8 @@ class Simulator:
     def _tell(self, thing: Thing, rng: random.Random) -> tuple[Slot, SeenThing]:
         table = self._vocabulary.concepts
         certainty = CLEAR if rng.random() < CLEAR_SHARE else PROBABLY
-        right = rng.random() < RIGHT[certainty]
-        told = thing.concept if right else self._look_alike(thing.concept, rng)
+        wrong = self._errs(rng, 1 - RIGHT[certainty])
+        told = self._look_alike(thing.concept, rng) if wrong else thing.concept
         draw = rng.random()
         if draw < UNNAMED:
             name, certainty = -1, PROBABLY
@@ -153,11 +163,11 @@ class Simulator:
         else:
             name = int(table.rows[told])
         surface = thing.surface
-        if rng.random() < SURFACE_WRONG:
+        if self._errs(rng, SURFACE_WRONG):
             surface = rng.randrange(len(COLOURS))
         if rng.random() < SURFACE_UNSAID:
             surface = -1
-        row, column, size = place(tuple(v + rng.gauss(0, 0.01) for v in thing.box))  # type: ignore[arg-type]
+        row, column, size = place(tuple(v + rng.gauss(0, self._jitter) for v in thing.box))  # type: ignore[arg-type]
         slot = Slot(certainty, 1, surface, name, row, column, 0, size)
         return slot, self.seen(thing, slot)
 
@@ -219,7 +229,7 @@ class Simulator:
             return Sight(reading, Spatial(sort)), Known(sort, reading)
         certainty = CLEAR if rng.random() < CLEAR_SHARE else PROBABLY
         told = word
-        if rng.random() > RIGHT[certainty]:
+        if self._errs(rng, 1 - RIGHT[certainty]):
             near = [w for w in pool if len(w) == len(word)]
             # Of a handful of the same length, the one that shares most letters.
             told = max(
@@ -234,7 +244,8 @@ class Simulator:
     def true_reading(self, reading: Reading, rng: random.Random) -> Reading:
         """What a photograph shows whose reading is `reading`: mostly just that."""
         kind_of, broad_of = self._vocabulary.kind_of, self._vocabulary.broad_of
-        if reading.name >= len(kind_of) or rng.random() >= READING_WRONG.get(reading.certainty, 0):
+        wrong = self._errs(rng, READING_WRONG.get(reading.certainty, 0))
+        if reading.name >= len(kind_of) or not wrong:
             return reading
         same = np.flatnonzero(
             kind_of == reading.kind if reading.kind >= 0 else broad_of == reading.broad

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from conversations import Tree
+from conversations import Sample, Tree
 from decoder import HEAD, HEADS, KV_HEADS, WIDTH, LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,56 +19,80 @@ from transformers import LlamaForCausalLM
 ROPE_THETA, NORM_EPS = 100_000.0, 1e-5
 
 
+# Branches whose attention is computed together: of like length, to pad little.
+BRANCHES_AT_ONCE = 10
+MASKED = -1e4
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """R branches of L tokens at most. places [R, L] index the row of tokens, their padding its
+    first; real says what is none; tree [R] whose branches they are; bias [R, 1, L, P + L]."""
+
+    places: Tensor
+    real: Tensor
+    tree: Tensor
+    bias: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch of B trees with R branches, of P and L tokens at most, N tokens in all.
+    """A batch of B trees of N tokens in all, whose prefixes have P at most.
 
-    ids, positions [N]; prefix [B, P] and branch [R, L] index the row of tokens, their padding
-    its first; in_prefix, in_branch say what is none; tree [R] whose branch it is; sees [R, L,
-    P + L]; before and target [M]: where an answer's token is due, and which.
+    ids, positions [N]; prefix, in_prefix [B, P] as `places` and `real` of Branches; before and
+    target [M]: where an answer's token is due, and which.
     """
 
     ids: Tensor
     positions: Tensor
     prefix: Tensor
     in_prefix: Tensor
-    branch: Tensor
-    in_branch: Tensor
-    tree: Tensor
-    sees: Tensor
+    branches: tuple[Branches, ...]
     before: Tensor
     target: Tensor
 
 
+def by_length(trees: Sequence[Tree]) -> list[tuple[int, Sample]]:
+    """All branches in the order in which `pack` lays them out, with their trees."""
+    branches = [(i, branch) for i, tree in enumerate(trees) for branch in tree.branches]
+    return sorted(branches, key=lambda pair: len(pair[1].ids))
+
+
 def pack(trees: Sequence[Tree]) -> Packed:
     prefixes = [tree.prefix for tree in trees]
-    branches = [(i, branch) for i, tree in enumerate(trees) for branch in tree.branches]
+    branches = by_length(trees)
     ids = [t for prefix in prefixes for t in prefix] + [t for _, b in branches for t in b.ids]
     positions = [p for prefix in prefixes for p in range(len(prefix))]
     positions += [len(prefixes[i]) + p for i, b in branches for p in range(len(b.ids))]
     n_shared = sum(map(len, prefixes))
-    is_answer = torch.zeros(len(ids), dtype=torch.bool)
-    is_answer[n_shared:] = torch.tensor([a for _, b in branches for a in b.is_answer])
-    target_at = is_answer.nonzero()[:, 0]
     prefix, in_prefix = _grid([len(p) for p in prefixes], 0)
-    branch, in_branch = _grid([len(b.ids) for _, b in branches], n_shared)
-    tree = torch.tensor([i for i, _ in branches])
-    length = branch.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool).tril().expand(len(branches), -1, -1)
-    shared = in_prefix[tree][:, None].expand(-1, length, -1)
+    groups, start = [], n_shared
+    for first in range(0, len(branches), BRANCHES_AT_ONCE):
+        part = branches[first : first + BRANCHES_AT_ONCE]
+        groups.append(_group(part, start, in_prefix))
+        start += sum(len(b.ids) for _, b in part)
+    is_answer = [False] * n_shared + [a for _, b in branches for a in b.is_answer]
+    target_at = torch.tensor(is_answer).nonzero()[:, 0]
     row = torch.tensor(ids)
     return Packed(
         row,
         torch.tensor(positions),
         prefix,
         in_prefix,
-        branch,
-        in_branch,
-        tree,
-        torch.cat([shared, earlier], 2),
+        tuple(groups),
         target_at - 1,
         row[target_at],
     )
+
+
+def _group(branches: Sequence[tuple[int, Sample]], start: int, in_prefix: Tensor) -> Branches:
+    places, real = _grid([len(b.ids) for _, b in branches], start)
+    tree = torch.tensor([i for i, _ in branches])
+    length = places.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril().expand(len(branches), -1, -1)
+    sees = torch.cat([in_prefix[tree][:, None].expand(-1, length, -1), earlier], 2)
+    bias = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill(~sees, MASKED)
+    return Branches(places, real, tree, bias[:, None])
 
 
 def _grid(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +112,7 @@ def answer_logits(model: LlamaForCausalLM, packed: Packed) -> Tensor:
         attention = layer.self_attn
         h = _norm(x, layer.input_layernorm)
         q, k, v = (_linear(m, h) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
-        q = _rotate(q.view(-1, HEADS, HEAD), cosine, sine)
+        q = _rotate(q.view(-1, HEADS, HEAD), HEAD**-0.5 * cosine, HEAD**-0.5 * sine)
         k = _rotate(k.view(-1, KV_HEADS, HEAD), cosine, sine)
         mixed = _attend(q, k, v.view(-1, KV_HEADS, HEAD), packed)
         x = x + _linear(attention.o_proj, mixed)
@@ -125,26 +149,31 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
-    """Queries [N, HEADS, HEAD], keys and values [N, KV_HEADS, HEAD] to [N, WIDTH]."""
+    """Scaled queries [N, HEADS, HEAD], keys and values [N, KV_HEADS, HEAD] to [N, WIDTH]."""
     q_prefix, k_prefix, v_prefix = (_pick(x, packed.prefix) for x in (q, k, v))
     # Padding stands behind every real token, so that order alone hides it.
     shared = functional.scaled_dot_product_attention(
-        q_prefix, k_prefix, v_prefix, is_causal=True, enable_gqa=True
+        q_prefix, k_prefix, v_prefix, is_causal=True, enable_gqa=True, scale=1.0
     )
-    q_own, k_own, v_own = (_pick(x, packed.branch) for x in (q, k, v))
-    keys, values = (
-        torch.cat([prefix.index_select(0, packed.tree), own], 2)
-        for prefix, own in ((k_prefix, k_own), (v_prefix, v_own))
-    )
-    n, length = packed.branch.shape
-    # The three heads that share keys lie side by side.
-    q_own = q_own.reshape(n, KV_HEADS, -1, HEAD)
-    scores = (q_own @ keys.transpose(2, 3)).view(n, HEADS, length, -1) * HEAD**-0.5
-    weights = scores.masked_fill(~packed.sees[:, None], -1e30).softmax(-1)
-    own = (weights.view(n, KV_HEADS, -1, weights.shape[-1]) @ values).view(n, HEADS, length, HEAD)
-    parts = (shared, packed.in_prefix), (own, packed.in_branch)
-    rows = [x.transpose(1, 2).reshape(-1, WIDTH)[real.flatten()] for x, real in parts]
+    rows = [_real_rows(shared, packed.in_prefix)]
+    for group in packed.branches:
+        q_own, k_own, v_own = (_pick(x, group.places) for x in (q, k, v))
+        keys, values = (
+            torch.cat([prefix.index_select(0, group.tree), own], 2)
+            for prefix, own in ((k_prefix, k_own), (v_prefix, v_own))
+        )
+        n, length = group.places.shape
+        # The three heads that share keys lie side by side.
+        q_own = q_own.reshape(n, KV_HEADS, -1, HEAD)
+        scores = (q_own @ keys.transpose(2, 3)).view(n, HEADS, length, -1) + group.bias
+        weights = scores.softmax(-1).view(n, KV_HEADS, -1, keys.shape[2])
+        rows.append(_real_rows((weights @ values).view(n, HEADS, length, HEAD), group.real))
     return torch.cat(rows)
+
+
+def _real_rows(x: Tensor, real: Tensor) -> Tensor:
+    """[n, HEADS, length, HEAD] to [number of real tokens, WIDTH]."""
+    return x.transpose(1, 2).reshape(-1, WIDTH)[real.flatten()]
 
 
 def _pick(x: Tensor, places: Tensor) -> Tensor:

@@ -6,10 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from conversations import Conversations, Mix
 from numpy.typing import NDArray
 from projector import (
-    CERTAINTIES,
     CLEAR,
     EITHER,
     PROBABLY,
@@ -19,32 +17,8 @@ from projector import (
     load_vocabulary,
 )
 from questions import Questioner
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 VOCABULARY = load_vocabulary()
-EVERYTHING = Mix(0.2, 0.2, 0.2, 0.2, with_choices=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """A token for every word of the names, and letters for the rest."""
-    words = sorted({f"Ġ{word}" for name in VOCABULARY.names for word in name.split()})
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    certainties = [c.replace(" ", "Ġ") for c in CERTAINTIES]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*special, *letters, *certainties, "Ġ-", *words])
-    tokenizer = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], ignore_merges=True)
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(" ", "merged_with_next"),
-            pre_tokenizers.ByteLevel(False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    return tokenizer
 
 
 def scores(seed: int) -> NDArray[np.float32]:
@@ -115,24 +89,3 @@ def test_what_is_unclear_is_never_named() -> None:
     for _ in range(200):
         answer = questioner.ask(Reading(UNCLEAR, -1, -1, -1, -1)).answer
         assert answer.removeprefix("No, ").startswith("I can't tell"), answer
-
-
-def test_only_answers_and_their_ends_are_to_be_learned(tokenizer: Tokenizer) -> None:
-    likeness = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
-    conversations = Conversations(tokenizer, likeness)
-    conversations.add_chat({"Hello!": tokenizer.encode("Hi.").ids})
-    for sample in conversations.batch(random.Random(5), 40, EVERYTHING):
-        assert len(sample.ids) == len(sample.is_answer)
-        spoken = [i for i, a in zip(sample.ids, sample.is_answer, strict=True) if a]
-        assert tokenizer.token_to_id("<|im_start|>") not in spoken
-        text = tokenizer.decode(spoken)
-        assert text == "Hi." or text.endswith((".", "Hi."))
-
-
-def test_a_batch_depends_on_its_seed_alone(tokenizer: Tokenizer) -> None:
-    rows = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
-    first, second = (Conversations(tokenizer, rows) for _ in range(2))
-    for conversations in (first, second):
-        conversations.add_chat({"Hello!": [0]})
-    first.batch(random.Random(1), 3, EVERYTHING)
-    assert first.batch(random.Random(2), 5, Mix()) == second.batch(random.Random(2), 5, Mix())
