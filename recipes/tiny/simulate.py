@@ -26,6 +26,7 @@ CLEAR_SHARE = 0.72
 SURFACE_WRONG, SURFACE_UNSAID, MISSED, DOUBLED = 0.05, 0.08, 0.04, 0.02
 # Of centres and sides, in shares of the picture.
 JITTER = 0.01
+STRAY_WORD = 0.03
 # How often only the kind, or no name at all, is told.
 KIND_ONLY, UNNAMED = 0.06, 0.03
 # The share of classifier readings that name a look-alike.
@@ -87,7 +88,7 @@ class Simulator:
     def picture(self, rng: random.Random) -> tuple[Sight, Known]:
         (sort,) = rng.choices(list(SORT_SHARES), list(SORT_SHARES.values()))
         if sort == THINGS:
-            return self.told(self.scene(rng), rng)
+            return self._with_stray_word(*self.told(self.scene(rng), rng), rng)
         if sort == NOTHING:
             reading = Reading(UNCLEAR)
             return Sight(reading, Spatial(NOTHING)), Known(NOTHING, reading)
@@ -130,7 +131,7 @@ class Simulator:
         missed: set[int] = set()
         for thing in scene.things:
             if self._errs(rng, MISSED) and len(scene.things) > 1:
-                missed |= self._names_of(thing.concept)
+                missed |= self.names_of(thing.concept)
                 continue
             slot, seen = self._tell(thing, rng)
             things.append(seen)
@@ -180,6 +181,8 @@ class Simulator:
         names = [n for n in (exact, kind, broad) if n >= 0]
         if slot.name < 0:
             names = []
+        elif slot.name in names:
+            names = names[names.index(slot.name) :]
         elif slot.name not in table.rows:
             wider = (kind, broad) if slot.name in table.kind_of else (broad,)
             names = [n for n in wider if n >= 0] or names
@@ -191,7 +194,7 @@ class Simulator:
             name, frozenset(names), certainty, surface, row, column, size, thing.centre
         )
 
-    def _names_of(self, concept: int) -> set[int]:
+    def names_of(self, concept: int) -> set[int]:
         table = self._vocabulary.concepts
         return {int(c[concept]) for c in (table.rows, table.kind_of, table.broad_of)} - {-1}
 
@@ -238,6 +241,18 @@ class Simulator:
             )
         spatial = Spatial(sort, certainty, self._row_of_word[told])
         return Sight(reading, spatial), Known(sort, reading, word=word, word_certainty=certainty)
+
+    def _with_stray_word(
+        self, sight: Sight, known: Known, rng: random.Random
+    ) -> tuple[Sight, Known]:
+        """Now and then a word is read among things, most of these times rightly."""
+        if rng.random() >= STRAY_WORD:
+            return sight, known
+        word = rng.choice(self._letters)
+        spatial = replace(sight.spatial, word_certainty=CLEAR, word=self._row_of_word[word])
+        if not self._errs(rng, 1 - RIGHT[CLEAR]):
+            known = replace(known, word=word, word_certainty=CLEAR)
+        return replace(sight, spatial=spatial), known
 
     # Photographs.
 

@@ -16,10 +16,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from classifier import load_checkpoint
 from conversations import Conversations, Mix, Tree
 from decoder import LoraLinear, add_lora, load_decoder, load_lora, save_lora
+from looks import LOOKS
+from projector import load_vocabulary
+from real_looks import real_pictures
 from torch import nn
 from transformers import LlamaForCausalLM
 from trees import answer_logits, pack
@@ -47,13 +51,16 @@ SMOKE_STEPS = 6
 def train(n_steps: int, minutes: float, share_of_real: float) -> None:
     """Train for `n_steps`, or for `minutes` where that is less; the rate falls over the sooner."""
     model, conversations = load()
+    if share_of_real:
+        simulator = conversations.simulator
+        conversations.add_real(list(real_pictures(LOOKS, load_vocabulary(), simulator)))
     lora = add_lora(model, TARGETS, RANK, SEED)
     load_lora(lora, TINY_FILES / "lora.npz")
     parameters = [p for module in lora.values() for p in (module.a, module.b)]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint = CACHE / "train.pt"
     start, before = resume(checkpoint, lora, optimizer)
-    began = time.monotonic()
+    began, recent = time.monotonic(), list[tuple[float, float]]()
     for step in range(start, n_steps):
         # A step's data depends on its number alone, so that a resumed run sees the same.
         rng = random.Random(SEED * 1_000_003 + step)
@@ -62,14 +69,16 @@ def train(n_steps: int, minutes: float, share_of_real: float) -> None:
         progress = max(step / n_steps, passed / minutes)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule(step, progress)
         optimizer.zero_grad()
-        loss, accuracy = backward(model, batch)
+        recent.append(backward(model, batch))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 10 == 0:
+        if step % 10 == 9:
+            loss, accuracy = np.mean(recent, axis=0)
             print(
-                f"{step:4d} loss {loss:.4f} tokens right {accuracy:.4f} {passed:.1f} min",
+                f"{step + 1:4d} loss {loss:.4f} tokens right {accuracy:.4f} {passed:.1f} min",
                 flush=True,
             )
+            recent.clear()
         last = step + 1 == n_steps or progress >= 1
         if (step + 1) % CHECKPOINT_EVERY == 0 or last:
             save(checkpoint, lora, optimizer, step + 1, passed)
@@ -185,7 +194,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--real", type=float, default=0.0, help="share of real looks")
+    parser.add_argument("--real", type=float, default=0.0, help="share of looks.npz")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
