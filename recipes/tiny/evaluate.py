@@ -199,10 +199,10 @@ def report_parts(answers: Sequence[Answer]) -> None:
 def show(answers: Sequence[Answer], most: int) -> None:
     """Some answers of every task that are not right."""
     for task in TASKS:
-        missed = [a for a in answers if a.task == task.name and a.verdict != "right"][:most]
-        print(*(f"\n{task.name} [{a.verdict}] {a.picture}" for a in missed[:1]), sep="")
-        for a in missed:
-            print(f"  {a.question}\n    {a.text}   ({a.truth}; {a.confidence:.2f})")
+        missed = [a for a in answers if a.task == task.name and a.verdict != "right"]
+        for a in missed[:most]:
+            print(f"\n{task.name}, {a.verdict}: {a.picture} ({a.truth})")
+            print(f"  {a.question}\n  {a.text} ({a.confidence:.2f})")
 
 
 def table(answers: Sequence[Answer]) -> None:
@@ -217,7 +217,10 @@ def table(answers: Sequence[Answer]) -> None:
 
 
 def memory(model: str, runtime: str) -> float:
-    """Most resident memory in MiB of a process that does nothing but answer one question."""
+    """Most resident memory in MiB of a process that does nothing but answer one question.
+
+    Linux lets a process inherit the figure of the one that starts it, so it is started first.
+    """
     command = [sys.executable, "-c", ALONE, model, runtime, str(EXAMPLE)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(run.stdout) / 2**20
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the photographs' answers")
     parser.add_argument("--json", type=Path, help="where to write every answer")
     arguments = parser.parse_args()
+    resident = memory(arguments.model, arguments.runtime)
     with Session(model=arguments.model, runtime=arguments.runtime) as session:
         evaluation = Evaluation(session)
         try:
@@ -243,7 +247,6 @@ def main() -> None:
     if not answers:
         return
     report(answers)
-    resident = memory(arguments.model, arguments.runtime)
     print(f"Most memory of a session that answers one question: {resident:.0f} MiB.")
     report_parts(answers)
     show(answers, arguments.show)

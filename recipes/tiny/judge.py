@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from typing import Literal
 
 from seen import COLOURS
@@ -43,7 +44,7 @@ _IRREGULAR = {
     "man": "men", "woman": "women", "person": "people", "child": "children", "mouse": "mice",
     "goose": "geese", "foot": "feet", "tooth": "teeth", "knife": "knives", "leaf": "leaves",
     "wolf": "wolves", "loaf": "loaves", "shelf": "shelves", "scarf": "scarves", "half": "halves",
-    "sheep": "sheep", "fish": "fish", "deer": "deer", "ox": "oxen", "calf": "calves",
+    "sheep": "sheep", "fish": "fish", "deer": "deer", "ox": "oxen", "calf": "calves", "doe": "doe",
     "tomato": "tomatoes", "potato": "potatoes", "mosquito": "mosquitoes",
     "superhero": "superheroes",
 }  # fmt: skip
@@ -73,6 +74,8 @@ _NEGATOR = re.compile(
 _ABSENT = re.compile(
     r"\b(?:is|are|was|can) not (?:in|on|there|here|visible|shown|present|be seen|to be seen|part)\b"
 )
+# The verb, which is no can.
+_CAN = re.compile(r"(?<=\bi )can\b|(?<=\byou )can\b|\bcan (?=not|be|see|tell|only)")
 _DECLINES = re.compile(
     r"\b(?:can|could) not (?:be sure|be told|be certain|tell|say|recogni[sz]e|make out|identify"
     r"|determine|name|read|answer|know)\b|\b(?:do|does) not know\b|\bnot (?:sure|certain|clear"
@@ -118,6 +121,7 @@ def asserted(answer: str) -> Iterator[Words]:
         if _ABSENT.search(clause):
             continue
         clause = re.sub(r"\beither\b(.*?)\bor\b.*", r"\1", clause)
+        clause = _CAN.sub("", clause)
         negated = _NEGATOR.search(clause)
         words = words_of(clause[: negated.start()] if negated else clause)
         if words:
@@ -150,16 +154,20 @@ class Lexicon:
     def mentions(self, answer: str) -> list[tuple[str, bool]]:
         """What the answer asserts to see, in order, and whether it says "the" before it.
 
-        A colour right before another name is its adjective: "an orange cat" is no orange.
+        A colour without an article, or before another name, is none: "an orange cat that is
+        orange" is no orange.
         """
         found: list[tuple[str, bool]] = []
         for words in asserted(answer):
             start = 0
             while start < len(words):
                 name, end = self._longest_at(words, start)
-                adjective = name in COLOUR_WORDS and self._longest_at(words, end)[0]
-                if name and not adjective:
-                    found.append((name, start > 0 and words[start - 1] == "the"))
+                before = words[start - 1] if start else ""
+                adjective = words[start] in COLOUR_WORDS and (
+                    before not in _ARTICLES or self._longest_at(words, end)[0]
+                )
+                if name and not (adjective and end == start + 1):
+                    found.append((name, before == "the"))
                 start = end
         return found
 
@@ -170,6 +178,7 @@ class Lexicon:
         return "", start + 1
 
 
+@cache
 def bare(name: str) -> Words:
     """A name's words without its article."""
     words = words_of(plain(name))

@@ -69,7 +69,7 @@ NOTHING_NAMING = (*NAMING[:3], "Describe this image.")
 GENERAL = (
     "picture", "image", "photo", "photograph", "drawing", "illustration", "thing", "object",
     "background", "text", "word", "letter", "number", "shape", "scene", "view", "sign", "chart",
-    "front", "side", "colour", "wood", "metal", "stone",
+    "front", "side", "top", "well", "colour", "wood", "metal", "stone",
 )  # fmt: skip
 # Pictures that concepts are shown on: a half on white.
 TINTS = 0.5
@@ -150,11 +150,19 @@ def members(kinds: Collection[str]) -> set[str]:
 def true_names(things: Collection[str]) -> set[str]:
     """Every right name of these: synonyms, kinds and broad kinds as well."""
     names = judge.same(things)
+    names |= {other for name in names for other in _synonyms().get(name, ())}
+    return names | {kind for name in names for kind in _kinds().get(name, ()) if kind}
+
+
+@cache
+def _synonyms() -> dict[str, set[str]]:
+    """Of each concept's name and synonyms: all names of the concepts that have it."""
+    known: dict[str, set[str]] = {}
     for concept in load_concepts():
         alike = judge.same((concept.name, *concept.synonyms))
-        if names & alike:
-            names |= alike
-    return names | {kind for name in names for kind in _kinds().get(name, ()) if kind}
+        for name in alike:
+            known.setdefault(name, set()).update(alike)
+    return known
 
 
 @cache

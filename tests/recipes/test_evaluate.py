@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 
 import judge
+import numpy as np
 import pytest
+import scene_tasks
+from evaluate import BY_NAME, Evaluation, Task, report, report_parts
 from judge import Lexicon
+from measures import auroc, share
 from photos import load_photos
-from tasks import lexicon, photo_accepts
+from scenes import Scenes
+from tasks import lexicon, nothing, photo_accepts, true_names
+
+from edgevlm import Session, load_settings
 
 LEXICON = Lexicon(
     ["a dog", "a cat", "a hot dog", "a sea lion", "a lion", "an orange", "a glass", "glasses",
-     "a tree", "a person", "a ping-pong ball", "a ball", "a berry", "a rectangle", "a bus"]
+     "a tree", "a person", "a ping-pong ball", "a ball", "a berry", "a rectangle", "a bus",
+     "a can"]
 )  # fmt: skip
 
 
@@ -42,7 +53,11 @@ def mentioned(answer: str) -> list[str]:
         ("some people at a ping pong ball", ["person", "ping pong ball"]),
         ("It is either a cat or a dog.", ["cat"]),
         ("The dog's ball", ["dog", "ball"]),
+        ("The cat is orange.", ["cat"]),
+        ("Oranges and the orange", ["orange", "orange"]),
         ("Nothing like a dog.", []),
+        ("I can only see a cat; I can't tell more.", ["cat"]),
+        ("A cat can be seen in a can.", ["cat", "can"]),
         ("", []),
     ],
 )
@@ -236,3 +251,102 @@ def test_a_class_of_an_accepted_kind_names_the_main_thing() -> None:
     }
     for answer, verdict in answers.items():
         assert judge.naming(answer, photo_accepts(dog), lexicon()) == verdict
+
+
+@pytest.fixture
+def _shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes of what needs no package: shapes before drawn backdrops."""
+    scenes = Scenes(held_out=True, cutouts=(), photos=())
+    monkeypatch.setattr(scene_tasks, "_scenes", lambda: scenes)
+
+
+# The truth of an item in a sentence.
+SENTENCES = {
+    scene_tasks.presence: "{}.",
+    scene_tasks.colour: "It is {}.",
+    scene_tasks.counting: "There are {}.",
+    scene_tasks.relations: "{}.",
+    scene_tasks.words: 'It says "{}".',
+    scene_tasks.charts: "The highest value is {}.",
+    scene_tasks.absence: "There is {}.",
+    scene_tasks.descriptions: "The picture shows {}.",
+}
+
+
+@pytest.mark.usefixtures("_shapes_only")
+@pytest.mark.parametrize("draw", SENTENCES, ids=lambda draw: draw.__name__)
+def test_the_truth_is_right_and_nonsense_is_not(draw: Callable[..., object]) -> None:
+    items = list(draw(16))
+    assert [item.question for item in draw(16)] == [item.question for item in items]
+    for item in items:
+        assert item.judged(SENTENCES[draw].format(item.truth)) == "right"
+        assert item.judged("A zebra.") == "wrong"
+
+
+@pytest.mark.usefixtures("_shapes_only")
+def test_yes_and_no_are_as_frequent() -> None:
+    assert Counter(item.truth for item in scene_tasks.presence(8)) == {"yes": 4, "no": 4}
+    relations = Counter(item.truth for item in scene_tasks.relations(32))
+    assert relations["yes"] == relations["no"] == 8
+    assert Counter(item.truth for item in scene_tasks.counting(10)) == dict.fromkeys("12345", 2)
+
+
+@pytest.mark.usefixtures("_shapes_only")
+def test_what_is_named_and_not_there_is_made_up() -> None:
+    item = next(iter(scene_tasks.descriptions(1)))
+    assert item.made_up is not None
+    assert item.made_up(f"A zebra beside {item.truth}.")[1] == 1
+    assert item.made_up("There is no zebra; it is a picture of nothing.") == (0, 0)
+
+
+def test_a_thing_is_also_of_its_kinds() -> None:
+    assert {"cat", "kitten", "animal"} <= true_names(["a cat"])
+    assert "cat" not in true_names(["an animal"])
+
+
+def test_pictures_of_nothing_are_honestly_called_so() -> None:
+    for item in islice(nothing(6), 6):
+        assert item.judged(f"It is {item.truth}; I can't tell more.") == "right"
+        assert item.judged("The picture shows a cat.") == "wrong"
+
+
+def test_shares_have_intervals_by_picture() -> None:
+    alone = share([1, 0] * 50, [1] * 100, [str(i) for i in range(100)])
+    assert (alone.value, alone.n) == (0.5, 100)
+    assert alone.low == pytest.approx(0.40, abs=0.015)
+    assert alone.high == pytest.approx(0.60, abs=0.015)
+    # The same answers about only ten pictures say less.
+    together = share([1] * 50 + [0] * 50, [1] * 100, [str(i // 10) for i in range(100)])
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_auroc_is_how_often_the_right_answer_is_surer() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.5
+    confidence = np.round(rng.normal(right, 1.0), 1)
+    pairs = confidence[right][:, None] - confidence[~right][None]
+    expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    measured = auroc(confidence.tolist(), right.tolist(), [str(i) for i in range(200)])
+    assert measured.value == pytest.approx(expected)
+    assert 0.6 < measured.low < measured.value < measured.high < 0.9
+
+
+@pytest.mark.usefixtures("_shapes_only")
+def test_the_built_in_model_is_evaluated(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draws = {"colour": scene_tasks.colour, "words": scene_tasks.words, "honesty": nothing,
+             "descriptions": scene_tasks.descriptions}  # fmt: skip
+    tasks = [
+        Task(name, BY_NAME[name].title, draw, 2, answerable=BY_NAME[name].answerable)
+        for name, draw in draws.items()
+    ]
+    settings = load_settings({"EDGEVLM_HOME": str(home)})
+    with Session(model="edgevlm-tiny", runtime="onnx", settings=settings) as session:
+        evaluation = Evaluation(session)
+        evaluation.run(tasks, None)
+    assert Counter(answer.task for answer in evaluation.answers) == dict.fromkeys(draws, 2)
+    assert all(answer.confidence < 0 for answer in evaluation.answers)
+    report(evaluation.answers)
+    report_parts(evaluation.answers)
+    out = capsys.readouterr().out
+    assert "| colour of a named thing | 2 |" in out
+    assert "AUROC" in out
