@@ -17,16 +17,14 @@ from features import PICTURE
 from printed import load_words
 from projector import N_TOKENS, load_vocabulary
 from projector_graph import Embeddings, WordNodes, add_projector
-from reader import add_reader
+from reader import add_reader, load_reader
 from views import add_views, load_views
-from weights import CACHE, DECODER, ENCODER, TINY_FILES
+from weights import DECODER, ENCODER, TINY_FILES
 
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.tiny_layout import SMOLLM2_135M
-
-READER = CACHE / "reader.npz"
 
 
 def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]) -> None:
@@ -54,11 +52,6 @@ def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]
     )
     graph.output(features, "image_features", np.float32, ["n", N_TOKENS, size[1]])
     graph.save(target, {"license": "Apache-2.0", "source": "recipes/tiny of EdgeVLM"})
-
-
-def load_reader(path: Path = READER) -> dict[str, Array]:
-    with np.load(path) as archive:
-        return {name: archive[name] for name in archive.files}
 
 
 def main() -> None:
