@@ -1,6 +1,6 @@
 """Ask edgevlm-tiny about held-out pictures, judge what it says, and print the figures.
 
-    python recipes/tiny/evaluate.py                               # everything, 10 minutes or so
+    python recipes/tiny/evaluate.py                               # everything, about 2,600 questions
     python recipes/tiny/evaluate.py --task colour count --show 5
     python recipes/tiny/evaluate.py --task photos --table         # every photograph's answer
     python recipes/tiny/evaluate.py --task easyvqa --count 9673   # the whole test split
@@ -68,20 +68,20 @@ TASKS = (
         "presence",
         "yes or no about presence",
         together(tasks.photo_presence, scene_tasks.presence),
-        300,
+        200,
         0.80,
     ),
-    Task("colour", "colour of a named thing", scene_tasks.colour, 300, 0.75),
-    Task("count", "count, 1 to 5", scene_tasks.counting, 300, 0.65),
-    Task("relations", "left, right, above, below (chance 50%)", scene_tasks.relations, 300, 0.70),
-    Task("easyvqa", "easy-VQA, test split", tasks.easy_vqa, 1000, 0.75),
-    Task("words", "reads a printed word", scene_tasks.words, 300, 0.50),
-    Task("charts", "highest value of a chart", scene_tasks.charts, 100),
+    Task("colour", "colour of a named thing", scene_tasks.colour, 200, 0.75),
+    Task("count", "count, 1 to 5", scene_tasks.counting, 200, 0.65),
+    Task("relations", "left, right, above, below (chance 50%)", scene_tasks.relations, 200, 0.70),
+    Task("easyvqa", "easy-VQA, test split", tasks.easy_vqa, 600, 0.75),
+    Task("words", "reads a printed word", scene_tasks.words, 200, 0.50),
+    Task("charts", "highest value of a chart", scene_tasks.charts, 60),
     Task(
         "honesty",
         "isn't there, or can't be told",
         together(tasks.nothing, tasks.unknowable, tasks.photo_absence, scene_tasks.absence),
-        300,
+        200,
         0.70,
         answerable=False,
     ),
@@ -89,7 +89,7 @@ TASKS = (
         "descriptions",
         "nothing made up in one sentence",
         together(tasks.photo_descriptions, scene_tasks.descriptions),
-        160,
+        120,
     ),
 )
 BY_NAME = {task.name: task for task in TASKS}
