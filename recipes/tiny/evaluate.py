@@ -1,6 +1,6 @@
 """Ask edgevlm-tiny about held-out pictures, judge what it says, and print the figures.
 
-    python recipes/tiny/evaluate.py                               # everything, about 2,600 questions
+    python recipes/tiny/evaluate.py                               # about 2,600 questions
     python recipes/tiny/evaluate.py --task colour count --show 5
     python recipes/tiny/evaluate.py --task photos --table         # every photograph's answer
     python recipes/tiny/evaluate.py --task easyvqa --count 9673   # the whole test split
