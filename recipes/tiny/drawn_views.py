@@ -18,10 +18,14 @@ Pixels = NDArray[np.uint8]
 
 
 def draw_view(
-    rng: np.random.Generator, rgba: Pixels, others: Sequence[Pixels], grounds: Sequence[Pixels]
+    rng: np.random.Generator,
+    rgba: Pixels,
+    others: Sequence[Pixels],
+    grounds: Sequence[Pixels],
+    tinted: bool = True,
 ) -> Pixels:
     """A glimpse [160, 160, 3] of `rgba` [h, w, 4], beside parts of `others` [h, w, 4]; `grounds`
-    are photographs [h, w, 3] at least as large as a glimpse."""
+    are photographs [h, w, 3] at least as large as a glimpse. Not `tinted`, it keeps its colours."""
     view = _ground(rng, grounds)
     if rng.random() < 0.2:
         side = GLIMPSE * rng.uniform(0.4, 1.0)
@@ -32,18 +36,18 @@ def draw_view(
         _paste(view, _scaled(_image(rng, other), side), centre)
     # Most as the detector's square has them, some smaller: the whole picture is such a view too.
     share = rng.uniform(0.7, 1.0) if rng.random() < 0.75 else rng.uniform(0.3, 0.7)
-    thing = _scaled(_image(rng, rgba), share * GLIMPSE)
+    thing = _scaled(_image(rng, rgba, tinted), share * GLIMPSE)
     slack = max(0.5 * (1 - share), 0.06) * GLIMPSE
     _paste(view, thing, GLIMPSE / 2 + rng.uniform(-slack, slack, 2))
     return np.asarray(_worn(rng, view))
 
 
-def _image(rng: np.random.Generator, rgba: Pixels) -> Image.Image:
+def _image(rng: np.random.Generator, rgba: Pixels, tinted: bool = True) -> Image.Image:
     """The cutout with its own colours changed a little."""
     image = Image.fromarray(rgba)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if rng.random() < 0.5:
+    if tinted and rng.random() < 0.5:
         alpha = image.getchannel("A")
         colours = image.convert("RGB")
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

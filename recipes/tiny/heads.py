@@ -19,6 +19,7 @@ from classifier import (
     half,
     same_padding,
 )
+from features import SWATCH
 from seen import SURFACES
 from torch import Tensor, nn
 from torch.nn import functional
@@ -75,7 +76,8 @@ class Tail(nn.Module):
 class Surfaces(nn.Module):
     """Swatches [k, 3, 40, 40] and the tail's features [k, 1280] to logits [k, S + 1].
 
-    Every place of the swatch votes, and learns how much its vote counts.
+    Every place of the swatch votes, knowing the swatch as a whole (what is ground and what
+    thing is seen only so), and learns how much its vote counts.
     """
 
     def __init__(self) -> None:
@@ -83,8 +85,10 @@ class Surfaces(nn.Module):
         self.first = nn.Conv2d(3, 32, 3, stride=2, padding=1)
         self.second = nn.Conv2d(32, COLOUR, 3, stride=2, padding=1)
         self.third = nn.Conv2d(COLOUR, COLOUR, 3, padding=1)
+        self.around = nn.Conv2d(COLOUR, 2 * COLOUR, SWATCH // 4, groups=COLOUR)
+        self.context = nn.Conv2d(2 * COLOUR, COLOUR, 1)
         self.votes = nn.Conv2d(COLOUR, 1, 1)
-        self.place = nn.Parameter(torch.zeros(1, 1, 10, 10))
+        self.place = nn.Parameter(torch.zeros(1, 1, SWATCH // 4, SWATCH // 4))
         self.features = nn.Linear(FEATURES, FROM_TAIL)
         self.joined = nn.Linear(COLOUR + FROM_TAIL, JOINED)
         self.out = nn.Linear(JOINED, len(SURFACES) + 1)
@@ -92,7 +96,8 @@ class Surfaces(nn.Module):
     def forward(self, swatches: Tensor, features: Tensor) -> Tensor:
         x = functional.relu(self.first(swatches))
         x = functional.relu(self.second(x))
-        x = functional.relu(self.third(x))
+        context = self.context(functional.relu(self.around(x)))
+        x = functional.relu(self.third(x) + context)
         share = (self.votes(x) + self.place).flatten(2).softmax(dim=2)
         colour = (x.flatten(2) * share).sum(dim=2)
         both = torch.cat([colour, functional.relu(self.features(features))], dim=1)
@@ -116,17 +121,19 @@ def add_surfaces(graph: Graph, weights: dict[str, Array], swatches: str, feature
     """Add `Surfaces`; its weights are named `surfaces.` and then as in the module."""
     node = graph.node
 
-    def convolution(x: str, name: str, kernel: int = 3, stride: int = 1) -> str:
+    def convolution(x: str, name: str, stride: int = 1, pad: int = 0, group: int = 1) -> str:
         weight = half(graph, f"surfaces.{name}.weight", weights[f"surfaces.{name}.weight"])
         bias = graph.weight(f"surfaces.{name}.bias", weights[f"surfaces.{name}.bias"])
-        return node("Conv", x, weight, bias, strides=[stride] * 2, pads=[kernel // 2] * 4)
+        return node("Conv", x, weight, bias, strides=[stride] * 2, pads=[pad] * 4, group=group)
 
     with graph.scope("surfaces"):
-        x = node("Relu", convolution(swatches, "first", stride=2))
-        x = node("Relu", convolution(x, "second", stride=2))
-        x = node("Relu", convolution(x, "third"))
+        x = node("Relu", convolution(swatches, "first", stride=2, pad=1))
+        x = node("Relu", convolution(x, "second", stride=2, pad=1))
+        around = node("Relu", convolution(x, "around", group=COLOUR))
+        context = convolution(around, "context")
+        x = node("Relu", node("Add", convolution(x, "third", pad=1), context))
         place = graph.weight("surfaces.place", weights["surfaces.place"])
-        votes = node("Add", convolution(x, "votes", kernel=1), place)
+        votes = node("Add", convolution(x, "votes"), place)
         flat = graph.constant([0, 0, -1])
         share = node("Softmax", node("Reshape", votes, flat), axis=2)
         counted = node("Mul", node("Reshape", x, flat), share)

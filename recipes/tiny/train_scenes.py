@@ -7,17 +7,19 @@ of the glimpses of its things, as a detector that errs a little would cut them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from detector import Detector, Floats, loss, targets
-from features import MIDDLE_SIDE, SWATCH, Extractor, normalised
+from drawn_views import draw_view
+from features import COARSER, MIDDLE_SIDE, SWATCH, Extractor, normalised
 from heads import FEATURES, Surfaces
 from numpy.typing import NDArray
 from seen import MAX_THINGS, SORTS, SURFACES, Scene
+from stock import Stock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +33,7 @@ SHAPES = {
 JITTER = 0.08
 DETECTOR_BATCH, DETECTOR_RATE = 16, 2e-3
 HEAD_BATCH, HEAD_RATE = 128, 1e-3
+CHUNK = 16
 
 Draw = Callable[[np.random.Generator], tuple[Scene, NDArray[np.uint8]]]
 
@@ -136,20 +139,55 @@ def train_detector(scenes: SceneFeatures, epochs: float, seed: int) -> tuple[Det
     return detector, losses
 
 
+def make_swatches(
+    extractor: Extractor,
+    stock: Stock,
+    grounds: Sequence[NDArray[np.uint8]],
+    count: int,
+    seed: int,
+    target: Path,
+) -> None:
+    """Write glimpses of single things whose surface is known: `maps` f16 [count, 120, 10, 10],
+    `swatches` f16 [count, 3, 40, 40] and `surfaces` [count]."""
+    rng = np.random.default_rng(seed)
+    maps, swatches, surfaces = [], [], []
+    for _ in range(0, count, CHUNK):
+        items = [stock.pick(rng, 1)[0] for _ in range(CHUNK)]
+        rgba = [np.asarray(item.image) for item in items]
+        drawn = [draw_view(rng, cutout, rgba, grounds, tinted=False) for cutout in rgba]
+        views = normalised(np.stack(drawn))
+        maps.append(extractor.views(views).astype(np.float16))
+        squares = views.reshape(len(views), 3, SWATCH, COARSER, SWATCH, COARSER)
+        swatches.append(squares.mean(axis=(3, 5)).astype(np.float16))
+        surfaces += [item.surface % (len(SURFACES) + 1) for item in items]
+    draft = target.with_suffix(".part.npz")
+    np.savez(
+        draft,
+        maps=np.concatenate(maps),
+        swatches=np.concatenate(swatches),
+        surfaces=np.array(surfaces),
+    )
+    draft.replace(target)
+
+
 def train_surfaces(
-    scenes: SceneFeatures, features: Floats, epochs: float, seed: int
+    swatches: NDArray[np.float16],
+    features: Floats,
+    truth: NDArray[np.int64],
+    epochs: float,
+    seed: int,
 ) -> tuple[Surfaces, list[float]]:
-    """`features` [k, 1280] are the tail's of every thing."""
+    """From swatches [k, 3, 40, 40] and the tail's features [k, 1280]."""
     torch.manual_seed(seed)
     surfaces = Surfaces()
 
     def step(rows: NDArray[np.int64]) -> Tensor:
-        swatches = _tensor(scenes.swatches[rows])
+        colours = _tensor(swatches[rows])
         # Left and right are the same to a colour.
         if rows[0] % 2:
-            swatches = swatches.flip(3)
-        logits = surfaces(swatches, functional.dropout(torch.from_numpy(features[rows]), 0.3))
-        return functional.cross_entropy(logits, torch.from_numpy(scenes.surfaces[rows]))
+            colours = colours.flip(3)
+        logits = surfaces(colours, functional.dropout(torch.from_numpy(features[rows]), 0.5))
+        return functional.cross_entropy(logits, torch.from_numpy(truth[rows]))
 
     rows = np.arange(len(features))
     losses = _descend("surfaces", surfaces, step, rows, epochs, HEAD_BATCH, HEAD_RATE, seed)

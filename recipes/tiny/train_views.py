@@ -12,6 +12,7 @@ but the encoder.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +28,19 @@ from drawn_views import Pixels
 from features import Extractor, normalised
 from heads import Tail
 from photographs import load_photographs
-from pictures import PACK, Cutout, load_cutouts
+from pictures import Cutout, load_cutouts, load_sources
 from scenes import Scenes
 from seen import Scene
 from shapes import SHAPES
-from train_scenes import load_scenes, make_scenes, train_detector, train_sorts, train_surfaces
+from stock import Stock
+from train_scenes import (
+    load_scenes,
+    make_scenes,
+    make_swatches,
+    train_detector,
+    train_sorts,
+    train_surfaces,
+)
 from train_tail import Drawings, draw_views, make_views, tail_features, train_tail
 from views import VIEWS, arrays, load_views, part, prefixed
 from weights import CACHE, ENCODER
@@ -39,8 +48,8 @@ from weights import CACHE, ENCODER
 Arrays: TypeAlias = dict[str, Array]
 
 SEED = 20
-# Of the groups of cutouts, one in this many is kept for calibration.
-ASIDE = 20
+# Of 256 groups of cutouts, so many are kept for calibration.
+ASIDE = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +57,24 @@ class Sizes:
     views: int
     view_epochs: float
     scenes: int
+    swatches: int
     detector_epochs: float
     head_epochs: float
     aside: int
 
 
-FULL = Sizes(views=40000, view_epochs=2, scenes=6000, detector_epochs=8, head_epochs=12, aside=400)
-SMOKE = Sizes(views=96, view_epochs=8, scenes=24, detector_epochs=12, head_epochs=12, aside=12)
+FULL = Sizes(
+    views=40000,
+    view_epochs=2,
+    scenes=6000,
+    swatches=8000,
+    detector_epochs=8,
+    head_epochs=12,
+    aside=400,
+)
+SMOKE = Sizes(
+    views=96, view_epochs=8, scenes=24, swatches=48, detector_epochs=12, head_epochs=12, aside=12
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,7 @@ class Material:
 
     drawings: Drawings
     aside: Drawings
+    stock: Stock
     scenes: Scenes
     aside_scenes: Scenes
     grounds: list[Pixels]
@@ -75,6 +96,7 @@ def load_material() -> Material:
     return Material(
         drawings(cutouts),
         drawings(aside),
+        Stock(cutouts, load_concepts()),
         Scenes(held_out=False, cutouts=cutouts, photos=photographs),
         Scenes(held_out=False, cutouts=aside, photos=photographs),
         [photo.rgb for photo in photographs if min(photo.rgb.shape[:2]) >= 160],
@@ -84,7 +106,8 @@ def load_material() -> Material:
 def shapes_alone() -> Material:
     scenes = Scenes(held_out=False, cutouts=(), photos=())
     noise = np.random.default_rng(SEED).integers(0, 256, (2, 200, 200, 3), np.uint8)
-    return Material(drawings([]), drawings([]), scenes, scenes, list(noise))
+    stock = Stock([], load_concepts())
+    return Material(drawings([]), drawings([]), stock, scenes, scenes, list(noise))
 
 
 def drawings(cutouts: list[Cutout]) -> Drawings:
@@ -99,15 +122,19 @@ def drawings(cutouts: list[Cutout]) -> Drawings:
 
 
 def split_cutouts() -> tuple[list[Cutout], list[Cutout]]:
-    """Those to train on and those aside, by groups of near-duplicates; none is held out."""
-    with np.load(PACK) as pack:
-        groups = pack["groups"].tolist()
-    pairs = zip(load_cutouts(), groups, strict=True)
-    kept = [(cutout, group) for cutout, group in pairs if not cutout.held_out]
+    """Those to train on and those aside; none is held out. What one designer made of a concept
+    falls on one side."""
+    families = {source.name: source.family for source in load_sources()}
+    kept = [cutout for cutout in load_cutouts() if not cutout.held_out]
+
+    def chosen(cutout: Cutout) -> bool:
+        label = f"{families[cutout.source]}/{cutout.concept}"
+        return hashlib.sha256(label.encode()).digest()[0] < ASIDE
+
     # A concept without another drawing stays in training.
-    known = {cutout.concept for cutout, group in kept if group % ASIDE}
-    train = [c for c, group in kept if group % ASIDE or c.concept not in known]
-    return train, [c for c, group in kept if not group % ASIDE and c.concept in known]
+    known = {cutout.concept for cutout in kept if not chosen(cutout)}
+    aside = [cutout for cutout in kept if chosen(cutout) and cutout.concept in known]
+    return [c for c in kept if not chosen(c) or c.concept not in known], aside
 
 
 def make_tail(sizes: Sizes, material: Material, extractor: Extractor, folder: Path) -> Arrays:
@@ -139,8 +166,17 @@ def make_heads(sizes: Sizes, material: Material, extractor: Extractor, folder: P
     scenes = load_scenes(cache)
     detector, detector_losses = train_detector(scenes, sizes.detector_epochs, SEED)
     tail = Tail(part(load_views(folder / "tail.npz"), "tail."))
-    features = tail_features(tail, scenes.maps)
-    surfaces, surface_losses = train_surfaces(scenes, features, sizes.head_epochs, SEED)
+    singles = folder / "swatches.npz"
+    if not singles.exists():
+        count = sizes.swatches
+        make_swatches(extractor, material.stock, material.grounds, count, SEED, singles)
+    with np.load(singles) as archive:
+        parts = [
+            (archive[name], getattr(scenes, name)) for name in ("maps", "swatches", "surfaces")
+        ]
+    maps, swatches, truth = (np.concatenate(pair) for pair in parts)
+    features = tail_features(tail, maps)
+    surfaces, surface_losses = train_surfaces(swatches, features, truth, sizes.head_epochs, SEED)
     pooled = scenes.pooled.astype(np.float32)
     sorts, sort_losses = train_sorts(pooled, np.array(scenes.sorts), sizes.head_epochs, SEED)
     return {
