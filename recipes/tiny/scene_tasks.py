@@ -12,6 +12,7 @@ from functools import cache, partial
 import judge
 import numpy as np
 from captions import Concept, load_concepts
+from photographs import load_photographs
 from scenes import Sample, Scenes
 from seen import COLOURS, MAX_THINGS, Thing
 from tasks import (
@@ -73,7 +74,8 @@ ALL_THINGS = 0.3
 
 @cache
 def _scenes() -> Scenes:
-    return Scenes(held_out=True, cutouts=held_out_cutouts())
+    """Always of everything that is packed, or the same seed would draw other pictures."""
+    return Scenes(held_out=True, cutouts=held_out_cutouts(), photos=load_photographs())
 
 
 def _drawn(rng: np.random.Generator, sort: str) -> Sample:
