@@ -71,7 +71,7 @@ class Mix:
     text_only: float = 0.08
     chat_with_picture: float = 0.03
     thanks: float = 0.02
-    branches: tuple[int, int] = (6, 8)
+    branches: tuple[int, int] = (5, 7)
     held_out: bool = False
 
 
@@ -199,7 +199,7 @@ class Conversations:
             start.append(Turn("system", (rng.choice(SYSTEMS),)))
         kind = rng.random()
         if kind < mix.text_only:
-            return _tree([self._chat_sample(start, (), {}, rng) for _ in range(5)])
+            return _tree([self._chat_sample(start, (), {}, rng) for _ in range(4)])
         sights: dict[str, Sight] = {}
         asking = _Asking(self._vocabulary, rng, held_out=mix.held_out)
         if kind < mix.text_only + mix.several:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from projector import CLEAR, EITHER, PROBABLY, UNCLEAR, Reading, Vocabulary
 
 UNKNOWN = "I can't tell what this is."
+NO_TEXT = "There is no text that I can read."
+TEXT = "what the text says"
 
 NAMING = (
     "Describe this image.",
@@ -62,7 +64,7 @@ DETAIL = (
 )
 # What the encoder cannot know: the end of "I can't tell ..." and questions for it.
 UNKNOWABLE: dict[str, tuple[str, ...]] = {
-    "its colour": (
+    "what colour it is": (
         "What colour is it?",
         "What color is it?",
         "And what colour is it?",
@@ -118,7 +120,7 @@ UNKNOWABLE: dict[str, tuple[str, ...]] = {
         "Is the person a man or a woman?",
         "How old is the person?",
     ),
-    "what the text says": (
+    TEXT: (
         "What does the text say?",
         "Read the text.",
         "What is written here?",
@@ -360,10 +362,9 @@ class Questioner:
         what = self._rng.choice(list(UNKNOWABLE))
         question = self._rng.choice(UNKNOWABLE[what])
         question = question.format(n=self._bare(self._subject(reading)))
-        if reading.certainty == UNCLEAR:
-            return Exchange(question, f"I can't tell {what}.")
-        hedged = self._hedged(reading)
-        return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}, but I can't tell {what}.")
+        if what == TEXT:
+            return Exchange(question, NO_TEXT)
+        return Exchange(question, f"I can't tell {what}.")
 
     def _subject(self, reading: Reading) -> str:
         """What a person would call the thing when asking about it."""
@@ -402,13 +403,15 @@ class Questioner:
     def _presence_answer(self, reading: Reading, asked: str, true: bool) -> str:
         if reading.certainty == UNCLEAR:
             return "I can't tell."
-        if reading.certainty == EITHER:
-            pair = (self._names[reading.name], self._names[reading.second])
-            word = "Maybe" if asked in pair else "Not that I can tell"
-            return f"{word}; {self._hedged(reading)}."
+        if reading.certainty == EITHER and asked in (
+            self._names[reading.name],
+            self._names[reading.second],
+        ):
+            return f"Maybe; {self._hedged(reading)}."
         if true:
-            return f"Yes, {self._hedged(reading)}."
-        return f"Not that I can tell; {self._hedged(reading)}."
+            adverb = "probably " if reading.certainty == PROBABLY else ""
+            return f"Yes, there is {adverb}{self._names[reading.name]}."
+        return f"No, there is no {self._bare(asked)}."
 
     def _kind(self, reading: Reading) -> Exchange:
         true = [i for i in (reading.kind, reading.broad) if i >= 0]
@@ -422,13 +425,13 @@ class Questioner:
         question = self._rng.choice(KINDS).format(k=self._bare(asked))
         if reading.certainty == UNCLEAR:
             return Exchange(question, UNKNOWN)
-        hedged = self._hedged(reading)
         if index < 0:
-            return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}.")
-        if reading.name == index:
-            clause = f"{hedged[0].upper()}{hedged[1:]}"
-            return Exchange(question, f"{clause}, but I can't tell which kind.")
-        return Exchange(question, f"{hedged[0].upper()}{hedged[1:]}.")
+            return Exchange(question, f"There is no {self._bare(asked)} in the picture.")
+        thing = self._thing(reading)
+        if reading.certainty == PROBABLY:
+            thing = f"probably {thing}"
+        ending = ", but I can't tell which kind" if reading.name == index else ""
+        return Exchange(question, f"{thing[0].upper()}{thing[1:]}{ending}.")
 
     def _category(self, reading: Reading) -> Exchange:
         question = self._rng.choice(CATEGORY)

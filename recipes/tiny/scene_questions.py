@@ -13,7 +13,7 @@ from pathlib import Path
 
 import phrasings as ask_for
 from projector import CLEAR, CONCEPTS, PROBABLY, Vocabulary
-from questions import UNKNOWABLE, UNKNOWN, Exchange
+from questions import NO_TEXT, UNKNOWABLE, UNKNOWN, Exchange
 from seen import COLOURS, NUMBERS, SIZES, SURFACES
 from simulate import CHART, NOTHING, PHOTO, TEXT, Known, SeenThing
 from wording import (
@@ -34,7 +34,6 @@ from wording import (
 
 Maker = Callable[[Known], Exchange | None]
 
-NO_TEXT = "There is no text that I can read."
 SEES_NOTHING = "I can't see anything in this picture."
 SORT_ANSWERS = ("It is a photo.", "It is a drawing.", "It is text.", "It is a chart.", SEES_NOTHING)
 # What slots of things can't tell: keys of UNKNOWABLE.
@@ -176,7 +175,7 @@ class SceneQuestions:
             name = self._names[thing.name] if thing.name >= 0 else "a thing"
             noun = coloured(name, thing.surface)
             items.append(f"{adverb}{noun} {where(thing.row, thing.column)}")
-        return Exchange(question, f"There is {listing(items)}.", "detail")
+        return Exchange(question, f"The picture shows {listing(items)}.", "detail")
 
     def _is_there(self, known: Known) -> Exchange | None:
         wanted = self._rng.random() < 0.5 and any(t.name >= 0 for t in known.things)
@@ -274,10 +273,9 @@ class SceneQuestions:
             phrases = ask_for.MATERIAL if ask_material else ask_for.COLOUR
             question = self._pick(phrases).replace("{n}", noun)
             if ask_material and not material:
-                return Exchange(question, f"I can't tell what the {noun} is made of.", "material")
+                return Exchange(question, "I can't tell what it is made of.", "material")
         if thing.surface < 0:
-            it = "it is" if noun == "it" else f"the {noun} is"
-            return Exchange(question, f"I can't tell what colour {it}.", "no colour")
+            return Exchange(question, "I can't tell what colour it is.", "no colour")
         if is_material(thing.surface):
             return Exchange(question, f"It is made of {made_of(thing.surface)}.", "material")
         if self._rng.random() < 0.12:

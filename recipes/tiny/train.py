@@ -35,8 +35,8 @@ from edgevlm.models.gguf_tokenizer import read_tokenizer
 TARGETS = ("q", "k", "v", "o")
 RANK = 16
 STEPS = 600
-BATCH = 4
-LEARNING_RATE = 1e-3
+BATCH = 3
+LEARNING_RATE = 2e-3
 WARMUP = 30
 # Of the learning rate, at the end of the cosine.
 FLOOR = 0.02

@@ -89,7 +89,7 @@ def test_a_picture_is_described_from_left_to_right() -> None:
     answers = {a for task, _, a in asked(CIRCLE_AND_SQUARE, 0, 300) if task == "naming"}
     assert answers == {"The picture shows a red circle and a blue square."}
     details = {a for task, _, a in asked(CIRCLE_AND_SQUARE, 1, 300) if task == "detail"}
-    assert details == {"There is a red circle on the left and a blue square on the right."}
+    assert details == {"The picture shows a red circle on the left and a blue square on the right."}
 
 
 def test_what_is_unsure_is_hedged() -> None:

@@ -16,7 +16,7 @@ from projector import (
     describe,
     load_vocabulary,
 )
-from questions import Questioner
+from questions import NO_TEXT, Questioner
 
 VOCABULARY = load_vocabulary()
 
@@ -77,6 +77,8 @@ def test_answers_hold_no_name_but_those_read() -> None:
     for seed in range(400):
         reading = describe(softmax(scores(seed)), VOCABULARY)
         answer = questioner.ask(reading).answer
+        if answer.startswith(("No, there is no ", "There is no ")):
+            continue
         for index in (reading.name, reading.second, reading.kind, reading.broad):
             if index >= 0:
                 answer = answer.replace(VOCABULARY.names[index], "")
@@ -88,4 +90,5 @@ def test_what_is_unclear_is_never_named() -> None:
     questioner = Questioner(VOCABULARY, random.Random(4), with_choices=True)
     for _ in range(200):
         answer = questioner.ask(Reading(UNCLEAR, -1, -1, -1, -1)).answer
-        assert answer.removeprefix("No, ").startswith("I can't tell"), answer
+        said = answer.removeprefix("No, ")
+        assert said == NO_TEXT or said.startswith("I can't tell"), answer
