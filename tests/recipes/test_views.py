@@ -20,8 +20,15 @@ from looks import load_looks, save_looks
 from numpy.typing import NDArray
 from scenes import Scenes
 from seen import MAX_THINGS, SURFACES, Look, Scene, Thing
-from train_scenes import load_scenes, make_scenes, train_detector
-from train_tail import train_tail
+from stock import Stock
+from train_scenes import (
+    load_scenes,
+    make_scenes,
+    make_swatches,
+    train_detector,
+    train_surfaces,
+)
+from train_tail import tail_features, train_tail
 from train_views import drawings
 from views import look, open_views, part, untrained_views
 
@@ -178,6 +185,17 @@ def test_training_lowers_the_losses(encoder: dict[str, Array], tmp_path: Path) -
     maps, concepts = np.array(made.maps), np.array(made.concepts)
     _, _, losses = train_tail(encoder, maps, concepts, n_concepts, 20, 6)
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_surfaces_are_learnt_from_single_things(encoder: dict[str, Array], tmp_path: Path) -> None:
+    ground = np.random.default_rng(8).integers(0, 256, (200, 200, 3), np.uint8)
+    stock = Stock([], load_concepts())
+    make_swatches(Extractor(encoder), stock, [ground], 16, 9, tmp_path / "swatches.npz")
+    with np.load(tmp_path / "swatches.npz") as made:
+        maps, swatches, truth = (made[name] for name in ("maps", "swatches", "surfaces"))
+    features = tail_features(Tail(encoder), maps)
+    _, losses = train_surfaces(swatches, features, truth, 40, 10)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 def test_drawn_glimpses_show_the_thing_before_some_ground() -> None:
