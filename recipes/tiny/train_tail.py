@@ -113,15 +113,13 @@ def train_tail(
     n_concepts: int,
     epochs: float,
     seed: int,
-    start: tuple[Tail, nn.Linear] | None = None,
 ) -> tuple[Tail, nn.Linear, list[float]]:
     """The trained tail, the layer from its features to concepts, and every step's loss."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    tail, last = start or (Tail(encoder), nn.Linear(FEATURES, n_concepts))
-    if start is None:
-        nn.init.normal_(last.weight, std=0.01)
-        nn.init.zeros_(last.bias)
+    tail, last = Tail(encoder), nn.Linear(FEATURES, n_concepts)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)
     tail.to(memory_format=torch.channels_last)
     rates = [TAIL_RATE, LAST_RATE]
     optimiser = torch.optim.AdamW(

@@ -34,6 +34,7 @@ from seen import Scene
 from shapes import SHAPES
 from stock import Stock
 from train_scenes import (
+    SceneFeatures,
     load_scenes,
     make_scenes,
     make_swatches,
@@ -65,8 +66,8 @@ class Sizes:
 
 FULL = Sizes(
     views=40000,
-    view_epochs=2,
-    scenes=6000,
+    view_epochs=1.6,
+    scenes=5500,
     swatches=8000,
     detector_epochs=8,
     head_epochs=12,
@@ -137,12 +138,26 @@ def split_cutouts() -> tuple[list[Cutout], list[Cutout]]:
     return [c for c in kept if not chosen(c) or c.concept not in known], aside
 
 
+def composed(sizes: Sizes, material: Material, extractor: Extractor, folder: Path) -> SceneFeatures:
+    cache = folder / "scenes"
+    if not cache.exists():
+
+        def draw(rng: np.random.Generator) -> tuple[Scene, Pixels]:
+            sample = material.scenes.draw(rng)
+            return sample.scene, sample.pixels
+
+        make_scenes(extractor, draw, sizes.scenes, SEED, cache)
+    return load_scenes(cache)
+
+
 def make_tail(sizes: Sizes, material: Material, extractor: Extractor, folder: Path) -> Arrays:
+    """From glimpses drawn for it, and those of the scenes' things."""
     views = folder / "drawn"
     if not views.with_suffix(".concepts.npy").exists():
         make_views(extractor, material.drawings, material.grounds, sizes.views, SEED, views)
-    maps = np.load(views.with_suffix(".npy"), mmap_mode="r")
-    concepts = np.load(views.with_suffix(".concepts.npy"))
+    scenes = composed(sizes, material, extractor, folder)
+    maps = np.concatenate([np.load(views.with_suffix(".npy"), mmap_mode="r"), scenes.maps])
+    concepts = np.concatenate([np.load(views.with_suffix(".concepts.npy")), scenes.concepts])
     encoder = load_checkpoint(ENCODER.fetch())
     n_concepts = len(load_concepts())
     tail, last, losses = train_tail(encoder, maps, concepts, n_concepts, sizes.view_epochs, SEED)
@@ -155,15 +170,7 @@ def make_tail(sizes: Sizes, material: Material, extractor: Extractor, folder: Pa
 
 def make_heads(sizes: Sizes, material: Material, extractor: Extractor, folder: Path) -> Arrays:
     """The detector, the surfaces and the sorts."""
-    cache = folder / "scenes"
-    if not cache.exists():
-
-        def draw(rng: np.random.Generator) -> tuple[Scene, Pixels]:
-            sample = material.scenes.draw(rng)
-            return sample.scene, sample.pixels
-
-        make_scenes(extractor, draw, sizes.scenes, SEED, cache)
-    scenes = load_scenes(cache)
+    scenes = composed(sizes, material, extractor, folder)
     detector, detector_losses = train_detector(scenes, sizes.detector_epochs, SEED)
     tail = Tail(part(load_views(folder / "tail.npz"), "tail."))
     singles = folder / "swatches.npz"
