@@ -53,6 +53,10 @@ SEED = 20
 ASIDE = 13
 
 
+# Photographs are many-sided: so many more of them than scenes have by themselves.
+MORE_PHOTOS = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     views: int
@@ -88,6 +92,7 @@ class Material:
     scenes: Scenes
     aside_scenes: Scenes
     grounds: list[Pixels]
+    has_photographs: bool = True
 
 
 def load_material() -> Material:
@@ -108,7 +113,7 @@ def shapes_alone() -> Material:
     scenes = Scenes(held_out=False, cutouts=(), photos=())
     noise = np.random.default_rng(SEED).integers(0, 256, (2, 200, 200, 3), np.uint8)
     stock = Stock([], load_concepts())
-    return Material(drawings([]), drawings([]), stock, scenes, scenes, list(noise))
+    return Material(drawings([]), drawings([]), stock, scenes, scenes, list(noise), False)
 
 
 def drawings(cutouts: list[Cutout]) -> Drawings:
@@ -143,7 +148,8 @@ def composed(sizes: Sizes, material: Material, extractor: Extractor, folder: Pat
     if not cache.exists():
 
         def draw(rng: np.random.Generator) -> tuple[Scene, Pixels]:
-            sample = material.scenes.draw(rng)
+            photo = rng.random() < MORE_PHOTOS and material.has_photographs
+            sample = material.scenes.draw(rng, "photo" if photo else None)
             return sample.scene, sample.pixels
 
         make_scenes(extractor, draw, sizes.scenes, SEED, cache)
