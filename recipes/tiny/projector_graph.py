@@ -288,11 +288,10 @@ class _Projector:
         heights = [do.along(centre_y, axis) for axis in (1, 2)]
         sooner = do("Cast", do.index(np.tri(MAX_THINGS, k=-1)), to=TensorProto.BOOL)
         higher = do.either(do("Less", *heights), do.both(do("Equal", *heights), sooner))
-        surface_probability, surface = do.likeliest(do("Softmax", look.thing_surfaces, axis=-1))
-        one_colour = do.both(
-            do("Less", surface, do.index(len(SURFACES))),
-            do.at_least(surface_probability, SURFACE_AT),
-        )
+        surfaces = do("Softmax", look.thing_surfaces, axis=-1)
+        surfaces = do("Gather", surfaces, do.index(np.arange(len(SURFACES))), axis=-1)
+        surface_probability, surface = do.likeliest(surfaces)
+        one_colour = do.at_least(surface_probability, SURFACE_AT)
         clear = do.is_any(named.certainty, CLEAR)
         fields = (
             do("Where", clear, do.index(CLEAR), do.index(PROBABLY)),

@@ -42,12 +42,14 @@ from seen import (
 from tokenizers import Tokenizer
 
 PHOTO, THINGS, TEXT, CHART, NOTHING = range(len(SORTS))
-# From here on there is a thing. In a photograph, whose things the detector hardly knows, both
-# that there is one and what it is must be all but certain.
-THING_AT = 0.40
+# From here on there is a thing, and from here on a surface is told: of 200 training scenes the
+# right number of things was found in 82%, and 90% of the surfaces, 2% of them wrongly. In a
+# photograph, whose things the detector hardly knows, both that there is one and what it is must
+# be all but certain.
+THING_AT = 0.25
+SURFACE_AT = 0.35
 THING_IN_PHOTO_AT = 0.80
 NAME_IN_PHOTO_AT = 0.75
-SURFACE_AT = 0.45
 WORD_CLEAR_AT = 0.70
 WORD_PROBABLY_AT = 0.35
 # What is read where no print was expected has to be surer.
@@ -109,7 +111,7 @@ def _word(look: Look, sort: int) -> tuple[int, int]:
 
 def _slots(look: Look, named: dict[int, Reading]) -> tuple[Slot, ...]:
     """The slots of the kept glimpses, from left to right."""
-    surfaces = softmax(look.thing_surfaces)
+    surfaces = softmax(look.thing_surfaces)[:, : len(SURFACES)]
     kept = list(named)
     centre_x, centre_y = ((look.boxes[:, i] + look.boxes[:, i + 2]) / 2 for i in (0, 1))
     from_top = sorted(kept, key=lambda i: centre_y[i])
@@ -117,7 +119,7 @@ def _slots(look: Look, named: dict[int, Reading]) -> tuple[Slot, ...]:
     slots = []
     for i in sorted(kept, key=lambda i: centre_x[i]):
         surface = int(surfaces[i].argmax())
-        if surface == len(SURFACES) or surfaces[i, surface] < SURFACE_AT:
+        if surfaces[i, surface] < SURFACE_AT:
             surface = -1
         row, column, size = place(tuple(look.boxes[i]))
         name = named[i].name
