@@ -37,6 +37,7 @@ from projector import (
 from seen import MAX_THINGS, NUMBERS, PLACE_EDGES, SIZE_EDGES, SLOT_WIDTH, SORTS, SURFACES
 from spatial_projector import (
     CHART,
+    LARGE_FROM,
     NAME_IN_PHOTO_AT,
     NOTHING,
     PHOTO,
@@ -159,8 +160,7 @@ class _Projector:
         kept = self._kept(look, things, in_drawing, in_photo)
         count = do.count(kept)
         alone = do.both(in_drawing, do.is_any(count, 1))
-        mean = do("Mul", do("Add", things, do.along(whole, 1)), do.number(0.5))
-        things = do("Where", do.along(do.along(alone, 1), 2), mean, things)
+        things = self._seen_whole(look, things, do.along(whole, 1), do.along(alone, 1))
         named = self._name_concepts(things, vocabulary.concepts)
 
         nothing = do.either(
@@ -180,6 +180,24 @@ class _Projector:
         number = do("Where", told, count, self._blank)
         self.of_picture = (*reading, self._sort, number, *self._word(word))
         self.of_things = self._slots(look, kept, named)
+
+    def _seen_whole(self, look: LookNodes, things: str, whole: str, alone: str) -> str:
+        """A lone thing's probabilities taken from the whole picture too, or only."""
+        do = self._do
+        large = do.at_least(self._area(look), LARGE_FROM)
+        share = do("Where", large, do.number(1), do.number(0.5))
+        share = do.along(do("Where", alone, share, do.number(0)), 2)
+        rest = do("Sub", do.number(1), share)
+        return do("Add", do("Mul", share, whole), do("Mul", rest, things))
+
+    def _area(self, look: LookNodes) -> str:
+        do = self._do
+        x0, y0, x1, y1 = self._sides(look)
+        return do("Mul", do("Sub", x1, x0), do("Sub", y1, y0))
+
+    def _sides(self, look: LookNodes) -> tuple[str, ...]:
+        do = self._do
+        return tuple(do("Gather", look.boxes, do.index(i), axis=-1) for i in range(4))
 
     def _kept(self, look: LookNodes, things: str, in_drawing: str, in_photo: str) -> str:
         do = self._do
@@ -279,7 +297,7 @@ class _Projector:
     def _slots(self, look: LookNodes, kept: str, named: _Reading) -> list[str]:
         """The fields of `Slot`s [n, 5], from left to right and then blank."""
         do = self._do
-        x0, y0, x1, y1 = (do("Gather", look.boxes, do.index(i), axis=-1) for i in range(4))
+        x0, y0, x1, y1 = self._sides(look)
         centre_x, centre_y = (
             do("Mul", do("Add", low, high), do.number(0.5)) for low, high in ((x0, x1), (y0, y1))
         )
@@ -301,7 +319,7 @@ class _Projector:
             do.steps_passed(centre_y, PLACE_EDGES),
             do.steps_passed(centre_x, PLACE_EDGES),
             do.count(do.both(others, higher)),
-            do.steps_passed(do("Mul", do("Sub", x1, x0), do("Sub", y1, y0)), SIZE_EDGES),
+            do.steps_passed(self._area(look), SIZE_EDGES),
         )
         at_last = do("Where", kept, centre_x, do.number(np.inf))
         _, order = self._graph.nodes(

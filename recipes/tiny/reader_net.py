@@ -30,7 +30,7 @@ BLANK = len(ALPHABET)
 LETTERS = 8
 # The crop is larger than the ink, and never narrower than this many times its height: a lone
 # digit stays a digit.
-MARGIN_X, MARGIN_Y, LEAST_WIDTH = 1.16, 1.35, 2.5
+MARGIN_X, MARGIN_Y, LEAST_WIDTH = 1.24, 1.35, 2.5
 # Columns count as members of a letter from about this many on; letters past the end have none.
 MASS_FLOOR = 0.2
 EPSILON = 1e-5

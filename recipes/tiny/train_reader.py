@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from weights import CACHE
 
-STEPS = (1584, 864)  # of the recogniser, of the locator
+STEPS = (2592, 2016)  # of the recogniser, of the locator
 ROUND = 144  # steps between checkpoints
 WORDS, NUMBERS, PICTURES = 56, 8, 16  # in a batch
 
