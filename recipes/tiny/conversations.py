@@ -66,9 +66,9 @@ class Mix:
     """Shares of what is practised besides drawings and print: of trees `photos`, `several`
     pictures at once and `text_only`; of branches those that end in something else."""
 
-    photos: float = 0.26
+    photos: float = 0.24
     several: float = 0.05
-    text_only: float = 0.08
+    text_only: float = 0.06
     chat_with_picture: float = 0.03
     thanks: float = 0.02
     branches: tuple[int, int] = (5, 7)

@@ -80,9 +80,9 @@ class SceneQuestions:
         self._shape = shape
         self._synonyms = synonyms()
         self._makers: list[tuple[float, Maker]] = [
-            (0.17, self.describe),
+            (0.14, self.describe),
             (0.05, self._detail),
-            (0.24, self._is_there),
+            (0.28, self._is_there),
             (0.11, self._colour),
             (0.03, self._is_colour),
             (0.03, self._which_is),
@@ -91,7 +91,7 @@ class SceneQuestions:
             (0.03, self._count_all),
             (0.02, self._size),
             (0.05, self._where),
-            (0.14, self._is_related),
+            (0.18, self._is_related),
             (0.06, self._which_side),
             (0.05, self._which_of_two),
             (0.03, self._where_from),

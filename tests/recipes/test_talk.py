@@ -12,9 +12,22 @@ from check_answers import auroc
 from conversations import Conversations, Mix, Tree
 from decoder import FEED_FORWARD, HEADS, KV_HEADS, WIDTH, add_lora
 from projector import CERTAINTIES, CLEAR, PROBABLY, Reading, load_vocabulary
+from real_looks import known as known_of
 from scene_questions import SceneQuestions
-from seen import COLUMNS, NUMBERS, RANKS, ROWS, SIZES, SORTS, SURFACES
+from seen import (
+    COLUMNS,
+    NUMBERS,
+    RANKS,
+    ROWS,
+    SIZES,
+    SORTS,
+    SURFACES,
+    Look,
+    Scene,
+    Thing,
+)
 from simulate import TEXT, THINGS, Known, SeenThing, Simulator
+from spatial_projector import sight
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from train import backward, to_bfloat16
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -203,6 +216,32 @@ def test_flawless_slots_tell_what_is_known() -> None:
         assert [slot.name for slot in spatial.slots] == [thing.name for thing in truth.things]
         assert truth.n_things == len(spatial.slots)
         assert spatial.word == (WORDS.index(truth.word) if truth.word else -1)
+
+
+def test_a_real_slot_tells_of_the_thing_that_it_covers() -> None:
+    simulator = Simulator(VOCABULARY, WORDS)
+    boxes = ((0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9), (0.6, 0.1, 0.9, 0.3))
+    scene = Scene(THINGS, tuple(Thing(i, RED, box) for i, box in enumerate(boxes)))
+    # The second is found first, the third not at all, and there is nothing at the lower left.
+    found = np.array([boxes[1], boxes[0], (0.1, 0.7, 0.2, 0.9), *[(0, 0, 1, 1)] * 2], np.float32)
+    concepts = np.zeros((5, len(VOCABULARY.concepts.rows)), np.float32)
+    concepts[[0, 1], [1, 0]] = 20
+    look = Look(
+        classes=np.zeros(1000, np.float32),
+        concepts=np.zeros(concepts.shape[1], np.float32),
+        sorts=np.eye(5, dtype=np.float32)[THINGS],
+        boxes=found,
+        objectness=np.array([0.9, 0.8, 0.7, 0, 0], np.float32),
+        thing_concepts=concepts,
+        thing_surfaces=np.zeros((5, len(SURFACES) + 1), np.float32),
+        word=-1,
+        word_probability=0.0,
+    )
+    truth = known_of(scene, look, sight(look, VOCABULARY), simulator)
+    names = [int(VOCABULARY.concepts.rows[i]) for i in range(3)]
+    assert [thing.name for thing in truth.things] == names[:2]
+    assert truth.n_things == 3
+    assert names[2] in truth.missed
 
 
 def test_only_answers_and_their_ends_are_to_be_learned(
