@@ -3,7 +3,8 @@
     python recipes/tiny/train.py
     python recipes/tiny/train.py --steps 700 --real 0.5   # the same, on with build/tiny/looks.npz
 
-It starts from the shipped adapter, and writes build/tiny/lora.npz. Stop it whenever; the same command goes on from the last of its checkpoints in build/tiny/.
+It starts from the shipped adapter, and writes build/tiny/lora.npz. Stop it whenever; the same
+command goes on from the last of its checkpoints in build/tiny/.
 `--smoke` takes a few steps on very few conversations and checks that it learned from them.
 """
 
