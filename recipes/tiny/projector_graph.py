@@ -36,6 +36,7 @@ from projector import (
 )
 from seen import MAX_THINGS, NUMBERS, PLACE_EDGES, SIZE_EDGES, SLOT_WIDTH, SORTS, SURFACES
 from spatial_projector import (
+    ALIKE_FROM,
     CHART,
     LARGE_FROM,
     NAME_IN_PHOTO_AT,
@@ -161,7 +162,7 @@ class _Projector:
         count = do.count(kept)
         alone = do.both(in_drawing, do.is_any(count, 1))
         things = self._seen_whole(look, things, do.along(whole, 1), do.along(alone, 1))
-        named = self._name_concepts(things, vocabulary.concepts)
+        named = self._name_concepts(self._agreed(things, kept), vocabulary.concepts)
 
         nothing = do.either(
             do.is_any(self._sort, NOTHING), do.both(in_drawing, do.is_any(count, 0))
@@ -189,6 +190,18 @@ class _Projector:
         share = do.along(do("Where", alone, share, do.number(0)), 2)
         rest = do("Sub", do.number(1), share)
         return do("Add", do("Mul", share, whole), do("Mul", rest, things))
+
+    def _agreed(self, things: str, kept: str) -> str:
+        """Kept things that look alike share the mean of their probabilities."""
+        do = self._do
+        squares = do("ReduceSum", do("Mul", things, things), do.index([-1]))
+        unit = do("Div", things, do("Sqrt", squares))
+        cosines = do("MatMul", unit, do("Transpose", unit, perm=[0, 2, 1]))
+        both = do.both(do.along(kept, 1), do.along(kept, 2), do.at_least(cosines, ALIKE_FROM))
+        itself = do("Cast", do.index(np.eye(MAX_THINGS)), to=TensorProto.BOOL)
+        alike = do("Cast", do.either(both, itself), to=FLOAT)
+        shares = do("Div", alike, do("ReduceSum", alike, do.index([-1])))
+        return do("MatMul", shares, things)
 
     def _area(self, look: LookNodes) -> str:
         do = self._do

@@ -205,10 +205,11 @@ def test_things_are_told_from_left_to_right(
 ) -> None:
     look = with_thing(blank_look, 0, concept=5, sure=0.9, x=0.9, y=0.1)
     look = with_thing(look, 1, concept=0, sure=0.5, x=0.1, y=0.5, surface=SURFACES.index("red"))
+    # Alone the first cat would be probable; it shares the certainty of the second.
     look = with_thing(look, 2, concept=0, sure=0.9, x=0.5, y=0.9)
     assert text_of(look, vocabulary, tokenizer) == (
         "things three "
-        "probably two red cat middle left second small "
+        "clear two red cat middle left second small "
         "clear two cat bottom center third small "
         "clear one sailboat top right first small"
     )
