@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +33,7 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
 }
 _FATAL_ONLY = 4
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Session:
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
+        _map_large_blocks()
         with _loading(path):
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), session_options(threads), providers=["CPUExecutionProvider"]
@@ -173,6 +178,18 @@ def session_options(threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+@cache
+def _map_large_blocks() -> None:
+    """Have glibc give large blocks back to the system when they are freed.
+
+    It maps blocks of 128 KiB by themselves at first, but then only what is larger than all that
+    was freed, up to 32 MiB. Activations of many sizes leave gaps in the heap from there on:
+    10 pictures to edgevlm-tiny took 500 MB, and take 420.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _port(node: Any, path: Path) -> Port:
