@@ -1,7 +1,7 @@
-"""edgevlm-tiny: SmolLM2's chat layout around pictures that are 20 tokens of words each.
+"""edgevlm-tiny: SmolLM2's chat layout around pictures that are 82 tokens of words each.
 
 The vision encoder writes what it recognises as embeddings of the decoder's own words
-(recipes/tiny/projector.py), so a picture's place in the prompt reads "Picture: clear a tabby
+(recipes/tiny/seen.py has the slots), so a picture's place in the prompt reads "Picture: clear a tabby
 cat ...". The layout is code, not a template: it is part of how the adapter was trained.
 """
 
@@ -81,7 +81,8 @@ class TinyFamily:
         """Squash RGB uint8 [H, W, 3] to the encoder's square; there are no tiles at any `detail`.
 
         The whole picture is kept, since what it shows may stand at its edge; a centre crop
-        named no more of the tuning pictures (89 of 101 either way).
+        named no more of the tuning pictures (89 of 101 either way). The encoder looks at the
+        whole at half this size, and at parts of it in full.
         """
         from PIL import Image
 

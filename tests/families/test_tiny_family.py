@@ -20,6 +20,8 @@ from edgevlm.families.tiny import DEFAULT_SYSTEM, TinyFamily
 
 SHIPPED = Path(__file__).parents[2] / "edgevlm" / "models" / "tiny_files"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "photo.jpg"
+# Where the sort of picture stands among the tokens, by recipes/tiny/seen.py.
+SORT_SLOT = 20
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -65,7 +67,7 @@ def test_a_question_about_a_picture_is_laid_out_as_trained(family: TinyFamily) -
     image = family.preprocess(picture())
     assert spelled(family, [Turn("user", (image, "What is this?"))]) == (
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"
-        "<|im_start|>user\nPicture:[0:20]\nWhat is this?<|im_end|>\n"
+        "<|im_start|>user\nPicture:[0:82]\nWhat is this?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
@@ -81,13 +83,13 @@ def test_turns_pictures_and_a_system_prompt_keep_their_order(family: TinyFamily)
     prompt = family.render(turns)
     assert spelled(family, turns) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nComparePicture:[0:20]\nPicture:[1:20]\n<|im_end|>\n"
+        "<|im_start|>user\nComparePicture:[0:82]\nPicture:[1:82]\n<|im_end|>\n"
         "<|im_start|>assistant\nBoth are grey.<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     assert [image.key for image in prompt.images] == [first.key, second.key]
-    assert prompt.image_tokens == 40
+    assert prompt.image_tokens == 164
 
 
 def test_a_second_turn_extends_the_prompt_of_the_first(family: TinyFamily) -> None:
@@ -124,9 +126,9 @@ def test_a_picture_is_squashed_whole_and_normalised(family: TinyFamily) -> None:
     pixels = np.zeros((100, 50, 3), np.uint8)
     pixels[50:] = 255
     image = family.preprocess(pixels, detail="high")
-    assert image.pixel_values.shape == (1, 3, 260, 260)
+    assert image.pixel_values.shape == (1, 3, 520, 520)
     assert image.pixel_values.dtype == np.float32
-    assert (image.grid, image.n_tokens, image.pixel_mask) == ((0, 0), 20, None)
+    assert (image.grid, image.n_tokens, image.pixel_mask) == ((0, 0), 82, None)
     np.testing.assert_allclose(image.pixel_values[0, :, 0], -127 / 128, rtol=1e-6)
     np.testing.assert_allclose(image.pixel_values[0, :, -1], 1, rtol=1e-6)
 
@@ -134,7 +136,7 @@ def test_a_picture_is_squashed_whole_and_normalised(family: TinyFamily) -> None:
 def test_a_budget_pays_for_the_picture_or_is_refused(family: TinyFamily) -> None:
     whole = family.preprocess(picture())
     assert family.preprocess(picture(), "high", whole.n_tokens).key == whole.key
-    with pytest.raises(UsageError, match="at least 20 tokens, more than 19"):
+    with pytest.raises(UsageError, match="at least 82 tokens, more than 81"):
         family.preprocess(picture(), "auto", whole.n_tokens - 1)
 
 
@@ -229,11 +231,12 @@ def test_a_picture_is_read_the_same_alone_and_among_others(
 def test_a_picture_of_nothing_brings_no_name(
     family: TinyFamily, encoder: onnxruntime.InferenceSession
 ) -> None:
-    """Every slot but the certainty is the same blank, so there is no word to invent from."""
+    """Every slot but the certainty and the sort of picture is the same blank, so there is no
+    word to invent from."""
     grey = family.preprocess(np.full((40, 30, 3), 127, np.uint8))
     coffee = family.preprocess(np.array(Image.open(EXAMPLE)))
     (unclear,), (named,) = encode(encoder, grey), encode(encoder, coffee)
-    assert (unclear[1:] == unclear[1]).all()
+    assert (np.delete(unclear, (0, SORT_SLOT), axis=0) == unclear[1]).all()
     assert not np.array_equal(unclear[0], named[0])
     # "a cup of espresso" is more than four tokens that are not blank.
     assert (named[1:7] != unclear[1]).any(axis=-1).sum() >= 4

@@ -12,6 +12,7 @@ from edgevlm.models.tiny import SHIPPED
 EDITIONS = {
     1: "d80018c10dc773e445b4c159d7545ea55284b72fdf1608821aa460e6f57b42a3",
     2: "0554b58efc8e2a4e9747443bc6786ac31081520cde9d7dbc5af31715ff873b88",
+    3: "6bf07d0a2957c2d37360cadad070d2dfed608d394d05ec997a56a6496fe29692",
 }
 
 
