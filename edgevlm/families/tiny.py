@@ -1,8 +1,8 @@
 """edgevlm-tiny: SmolLM2's chat layout around pictures that are 82 tokens of words each.
 
 The vision encoder writes what it recognises as embeddings of the decoder's own words
-(recipes/tiny/seen.py has the slots), so a picture's place in the prompt reads "Picture: clear a tabby
-cat ...". The layout is code, not a template: it is part of how the adapter was trained.
+(recipes/tiny/seen.py has the slots), so a picture's place in the prompt reads "Picture: clear a
+tabby cat ...". The layout is code, not a template: it is part of how the adapter was trained.
 """
 
 from __future__ import annotations
