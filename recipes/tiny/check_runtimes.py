@@ -5,8 +5,8 @@
 
 Assembles the model for each as a user's machine does, into build/tiny/models/, asks about
 held-out photographs, captioned pictures and scenes, and counts the answers whose greedy tokens
-are those of ONNX Runtime to the last. All hold the same 4-bit grid; ONNX Runtime and llama.cpp
-round activations to 8 bits, each in blocks of its own, so that near ties may fall either way.
+are to the last those of the first runtime. All hold the same 4-bit grid; ONNX Runtime and
+llama.cpp round activations to 8 bits, each in blocks of its own: near ties fall either way.
 """
 
 from __future__ import annotations
@@ -69,17 +69,18 @@ def answers(runtime: str, images: Sequence[Pixels | Path]) -> list[Answer]:
     return said
 
 
-def compare(runtime: str, said: Sequence[Answer], expected: Sequence[Answer]) -> None:
+def compare(runtime: str, said: Sequence[Answer], first: str, expected: Sequence[Answer]) -> None:
     pairs = list(zip(said, expected, strict=True))
     same = sum(ours[0] == theirs[0] for ours, theirs in pairs)
     equal = sum(a == b for ours, theirs in pairs for a, b in zip(ours[0], theirs[0], strict=False))
     longest = sum(max(len(ours[0]), len(theirs[0])) for ours, theirs in pairs)
     print(
-        f"{runtime}: {same} of {len(pairs)} answers token for token those of onnx,"
-        f" {equal} of {longest} tokens at the same place"
+        f"{runtime}: {same} of {len(pairs)} answers token for token those of {first},"
+        f" {equal} of {longest} tokens at the same place",
+        flush=True,
     )
     for (_, text), (_, other) in (pair for pair in pairs if pair[0][0] != pair[1][0]):
-        print(f"    {text!r}, onnx: {other!r}")
+        print(f"    {text!r}, {first}: {other!r}")
 
 
 def main() -> None:
@@ -88,9 +89,10 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", choices=ASSEMBLERS, default=list(ASSEMBLERS))
     options = parser.parse_args()
     images = pictures(options.pictures)
-    first, *others = ((runtime, answers(runtime, images)) for runtime in options.runtimes)
-    for runtime, said in others:
-        compare(runtime, said, first[1])
+    first, *others = options.runtimes
+    expected = answers(first, images)
+    for runtime in others:
+        compare(runtime, answers(runtime, images), first, expected)
 
 
 if __name__ == "__main__":
