@@ -31,7 +31,7 @@ from questions import Exchange, Questioner
 from scene_questions import SceneQuestions
 from seen import Spatial
 from simulate import PHOTO, Known, Simulator
-from spatial_projector import Sight, thing_rows, word_rows, write_spatial
+from spatial_projector import Sight, softmax, thing_rows, word_rows, write_spatial
 from tokenizers import Tokenizer
 
 from edgevlm.engine.prompt import ImageInput, ImageSlot
@@ -188,8 +188,7 @@ class Conversations:
         if rng.random() < 0.3:
             rival = rng.integers(1000)
             logits[rival] = logits.max() + rng.uniform(-1, 1)
-        scores = np.exp(logits - logits.max())
-        return (scores / scores.sum()).astype(np.float32)
+        return softmax(logits)
 
     # Conversations.
 
