@@ -13,7 +13,10 @@ EdgeVLMError                     exit code 1
 │   ├── UnknownModel                 no model of that name
 │   ├── ModelUnavailable             it exists, and can't be fetched now
 │   │   └── Offline                      EDGEVLM_OFFLINE=1 forbids the fetch
-│   └── ModelCorrupt                 files missing, altered or inconsistent
+│   ├── ModelCorrupt                 files missing, altered or inconsistent
+│   ├── UnknownAdapter               no adapter of that name
+│   ├── AdapterCorrupt               its files are missing, altered or inconsistent
+│   └── AdapterMismatch              it was made for another base
 ├── DeviceError                  4   this device can't do it
 │   ├── DoesNotFit                   not enough memory
 │   ├── NoSpace                      not enough disk
@@ -94,6 +97,18 @@ class Offline(ModelUnavailable):
 
 
 class ModelCorrupt(ModelError):
+    pass
+
+
+class UnknownAdapter(ModelError):
+    pass
+
+
+class AdapterCorrupt(ModelError):
+    pass
+
+
+class AdapterMismatch(ModelError):
     pass
 
 
