@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import BlockEmbeddings, ImageInput
 from edgevlm.errors import PromptTooLong
@@ -76,6 +77,14 @@ class Context(Protocol):
         """Forget every position from `length` on, which is never inside a block. The rest
         stays exact."""
 
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Have every later `extend` add these adapters of the same model, and no others.
+
+        What the context holds stays as it was computed: a caller that wants the positions of
+        before with other adapters truncates to 0 and extends anew. With none it is the base
+        again, bit for bit.
+        """
+
     def close(self) -> None: ...
 
 
@@ -104,6 +113,14 @@ class LanguageModel(Protocol):
     context_length: int
 
     def new_context(self) -> Context: ...
+
+    def load_adapter(self, lora: Lora) -> LoadedAdapter:
+        """Bring an adapter into memory, beside those that are there.
+
+        Raises NotSupported where this runtime or these files can't take it, or a module that
+        it changes (an adapter is applied whole or not at all), and AdapterMismatch where a
+        module or a shape of it is not the decoder's.
+        """
 
     def close(self) -> None: ...
 
