@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
@@ -46,6 +47,13 @@ class CoreMLLanguageModel:
 
     def new_context(self) -> CoreMLContext:
         return CoreMLContext(self, self._package.new_state())
+
+    def load_adapter(self, lora: Lora) -> NoReturn:
+        """Raises NotSupported: these packages have no inputs for one."""
+        raise NotSupported(
+            f"Core ML can't take the adapter {lora.name}.",
+            hint="Run the model with another runtime, such as mlx: --runtime mlx.",
+        )
 
     def close(self) -> None:
         self._package.close()
@@ -115,6 +123,9 @@ class CoreMLContext:
         if not 0 <= length <= self.length:
             raise ValueError(f"can't cut {self.length} positions to {length}")
         self.length = length
+
+    def use_adapters(self, adapters: Adapters) -> None:
+        """None, which is what it has; there is none to be had."""
 
     def close(self) -> None:
         self._state = None
