@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
+from edgevlm.engine.adapter import Adapters
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Context, Embeddings, Logits, Part
 from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageSlot, Prompt
@@ -14,17 +15,32 @@ from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageSlot, Prompt
 class PrefixContext:
     """A runtime context beside the key of every position in it.
 
-    A position's key is its token id, or its picture's content hash and row: a
-    changed picture or preprocessing can't meet an old KV entry.
+    A position's key is what went in, a token id or a picture's content hash and row, and
+    the adapters that it was computed with: a changed picture, preprocessing, adapter or
+    scale can't meet an old KV entry.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._keys: list[Hashable] = []
+        self._adapters: Adapters = {}
+        self._adapter_key: Hashable = ()
 
     @property
     def length(self) -> int:
         return self._context.length
+
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Compute with these adapters, times their scales, and no others from now on.
+
+        A prompt then reuses only what was computed with the same contents and scales,
+        whatever their order; a scale of 0 is as if the adapter were not there.
+        """
+        adapters = {adapter: scale for adapter, scale in adapters.items() if scale}
+        if adapters != self._adapters:
+            self._context.use_adapters(adapters)
+            self._adapters = adapters
+            self._adapter_key = tuple(sorted((a.lora.digest, adapters[a]) for a in adapters))
 
     def prefill(
         self, prompt: Prompt, embed: Callable[[int], Embeddings], cancel: Cancel
@@ -34,7 +50,7 @@ class PrefixContext:
         `embed(i)` gives the embeddings [n_tokens, d_model] of image i of the prompt, and is
         called only for pictures that the context does not hold yet.
         """
-        keys = prompt.keys()
+        keys = self._keys_of(prompt)
         kept = self._common(prompt, keys)
         self._truncate(kept)
         logits = self._context.extend(_parts_from(prompt, kept, embed), cancel)
@@ -43,7 +59,7 @@ class PrefixContext:
 
     def needs(self, prompt: Prompt) -> set[int]:
         """Which images of the prompt have rows that a prefill would compute."""
-        kept = self._common(prompt, prompt.keys())
+        kept = self._common(prompt, self._keys_of(prompt))
         needed = set()
         position = 0
         for part in prompt.parts:
@@ -54,12 +70,16 @@ class PrefixContext:
 
     def extend(self, token_id: int, cancel: Cancel) -> Logits:
         logits = self._context.extend([np.array([token_id], dtype=np.int64)], cancel)
-        self._keys.append(token_id)
+        self._keys.append((self._adapter_key, token_id))
         return logits
 
     def close(self) -> None:
         self._context.close()
-        self._keys = []
+        self._keys, self._adapters = [], {}
+
+    def _keys_of(self, prompt: Prompt) -> list[Hashable]:
+        contents = prompt.keys()
+        return [(self._adapter_key, content) for content in contents]
 
     def _common(self, prompt: Prompt, keys: list[Hashable]) -> int:
         # The last position is always computed: its logits are what a prefill is for.

@@ -84,7 +84,8 @@ class Prompt:
         return sum(p.count for p in self.parts if isinstance(p, ImageSlot))
 
     def keys(self) -> list[Hashable]:
-        """One key a position: the id, or (image key, row). Equal prefixes share a KV cache."""
+        """One key a position: the id, or (image key, row). With the same adapters, equal
+        prefixes share a KV cache."""
         keys: list[Hashable] = []
         for part in self.parts:
             if isinstance(part, ImageSlot):

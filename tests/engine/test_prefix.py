@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Part
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageInput, ImageSlot, Prompt
-from edgevlm.errors import Interrupted
+from edgevlm.errors import Interrupted, RuntimeFailed
 
 VOCAB, D_MODEL = 16, 4
 
@@ -25,6 +26,7 @@ class RecordingContext:
         self.computed = 0
         self.fail = False
         self.blocks: list[BlockEmbeddings] = []
+        self.adapters: Adapters = {}
 
     @property
     def length(self) -> int:
@@ -43,8 +45,20 @@ class RecordingContext:
     def truncate(self, length: int) -> None:
         del self.rows[length:]
 
+    def use_adapters(self, adapters: Adapters) -> None:
+        if self.fail:
+            raise RuntimeFailed("No memory.")
+        self.adapters = adapters
+
     def close(self) -> None:
         self.rows = []
+
+
+class Resident:
+    def __init__(self, digest: str) -> None:
+        self.lora = Lora(digest, digest, {}, {})
+
+    def close(self) -> None: ...
 
 
 def picture(key: str, tokens: int = 3) -> ImageInput:
@@ -166,3 +180,77 @@ def test_a_block_goes_in_whole_or_not_at_all() -> None:
         assert given.block is block
         assert len(given) == 3
     assert prefill(context, Prompt(((1, 2), slot, (5,)), (image,))) == (5, [])
+
+
+A, B = Resident("a"), Resident("b")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {A: 1.0}),
+        ({A: 1.0}, {}),
+        ({A: 1.0}, {B: 1.0}),
+        ({A: 1.0}, {A: 0.5}),
+        ({A: 1.0, B: 0.5}, {A: 0.5, B: 1.0}),
+        ({A: 1.0}, {A: 1.0, B: 1.0}),
+    ],
+)
+def test_nothing_is_reused_across_adapters(
+    recording: RecordingContext,
+    before: dict[LoadedAdapter, float],
+    after: dict[LoadedAdapter, float],
+) -> None:
+    context = PrefixContext(recording)
+    context.use_adapters(before)
+    prefill(context, FIRST)
+    context.extend(9, Cancel())
+    context.use_adapters(after)
+    assert recording.adapters == after
+    assert context.needs(FIRST) == {0}
+    assert prefill(context, FIRST) == (0, [0])
+    assert prefill(context, FIRST) == (6, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({A: 1.0, B: 0.5}, {B: 0.5, A: 1.0}),
+        ({A: 1.0}, {Resident("a"): 1.0}),
+        ({A: 1.0}, {A: 1.0, B: 0.0}),
+        ({}, {A: 0.0}),
+    ],
+    ids=["another order", "the same content", "a scale of 0 beside it", "a scale of 0 alone"],
+)
+def test_the_same_adapters_reuse_everything(
+    recording: RecordingContext,
+    before: dict[LoadedAdapter, float],
+    after: dict[LoadedAdapter, float],
+) -> None:
+    context = PrefixContext(recording)
+    context.use_adapters(before)
+    prefill(context, FIRST)
+    context.extend(9, Cancel())
+    context.use_adapters(after)
+    longer = Prompt((*FIRST.parts, (9, 5)), FIRST.images)
+    assert prefill(context, longer) == (8, [])
+
+
+def test_a_token_of_another_adapter_is_not_reused(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, Prompt(((1, 2),)))
+    context.use_adapters({A: 1.0})
+    context.extend(9, Cancel())
+    context.use_adapters({})
+    assert prefill(context, Prompt(((1, 2, 9, 5),))) == (2, [])
+
+
+def test_adapters_that_are_not_taken_leave_all_as_it_was(recording: RecordingContext) -> None:
+    context = PrefixContext(recording)
+    prefill(context, FIRST)
+    recording.fail = True
+    with pytest.raises(RuntimeFailed):
+        context.use_adapters({A: 1.0})
+    recording.fail = False
+    assert recording.adapters == {}
+    assert prefill(context, FIRST) == (6, [])
