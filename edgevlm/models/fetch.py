@@ -37,7 +37,9 @@ def fetch(
     for file in plan.files:
         _take_from_donors(file, folder, donors)
     require_space(staging.parents[1], _still_needed(plan, folder), plan.name)
-    progress.start(plan.size, f"Downloading {plan.name} ({size_text(plan.size)})")
+    local = all(isinstance(file.source, FileSource) for file in plan.files)
+    verb = "Copying" if local else "Downloading"
+    progress.start(plan.size, f"{verb} {plan.name} ({size_text(plan.size)})")
     received = {file.path: _fetch(file, folder, staging, progress) for file in plan.files}
     progress.finish()
     if plan.assemble is None:

@@ -230,8 +230,8 @@ def _refused(error: Any, hub: HubId, path: str) -> ModelUnavailable | UnknownMod
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return UnknownModel(
-            f"The hub has no model {hub.repo_id}, or it is private.",
-            hint="Check the name; for a private model set HF_TOKEN.",
+            f"The hub has no repository {hub.repo_id}, or it is private.",
+            hint="Check the name; for a private one set HF_TOKEN.",
         )
     if status == 401:
         return ModelUnavailable(

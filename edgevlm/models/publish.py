@@ -44,7 +44,8 @@ class PublishedFile:
 class Manifest:
     """What is in a published folder. `plan` tells two recipes for one name apart.
 
-    `roles` maps a role to a path; `revisions` a repository to the commit it was taken at.
+    `runtime` is a model's placement, and `peft` for an adapter. `roles` maps a role to a path;
+    `revisions` a repository to the commit it was taken at.
     """
 
     name: str
@@ -103,15 +104,30 @@ def publish(staging: Path, place: Path, manifest: Manifest) -> Published:
 
 def published(place: Path) -> Published | None:
     """The version in force, None where there is none. Raises ModelCorrupt."""
+    version = _in_force(place)
+    while version is not None:
+        folder = place / version
+        try:
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            # Another process may have put a newer one in force and removed this one.
+            before, version = version, _in_force(place)
+            if version == before:
+                return None
+        except (ValueError, OSError) as error:
+            raise _broken(place) from error
+        else:
+            return Published(folder, _read_manifest(text, place))
+    return None
+
+
+def _in_force(place: Path) -> str | None:
     try:
-        version = (place / _CURRENT).read_text(encoding="utf-8").strip()
-        folder = place / check_path(version)
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        return check_path((place / _CURRENT).read_text(encoding="utf-8").strip())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
         raise _broken(place) from error
-    return Published(folder, _read_manifest(text, place))
 
 
 def versions(place: Path) -> list[Published]:

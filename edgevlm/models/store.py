@@ -22,6 +22,7 @@ from edgevlm.models.catalog import Catalog, CatalogEntry, load_catalog
 from edgevlm.models.disk import disk_errors, readable
 from edgevlm.models.fetch import fetch
 from edgevlm.models.layouts import discover, nearest, offered
+from edgevlm.models.locks import locked
 from edgevlm.models.names import HubId
 from edgevlm.models.plan import (
     Plan,
@@ -261,23 +262,11 @@ class Store:
             hint=f"On this device: {here}. Unset EDGEVLM_OFFLINE to fetch others.",
         )
 
-    @contextlib.contextmanager
-    def locked(self, key: str, runtime: str, progress: Progress) -> Iterator[None]:
+    def locked(
+        self, key: str, runtime: str, progress: Progress
+    ) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from what is fetched for a runtime of a model; waits for them."""
-        from filelock import FileLock, Timeout
-
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{key}--{runtime}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress.note(f"Waiting for another process that is fetching {key} ...")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.root, f"{key}--{runtime}", key, progress)
 
     def _key(self, name: str) -> str:
         """The model's folder, also for what is here and in the catalog no more."""

@@ -111,7 +111,7 @@ def test_a_terminal_sees_a_bar(hub: HubServer) -> None:
     ("arguments", "code", "words"),
     [
         (("pull", "smolvlm2-50m"), 3, "Did you mean smolvlm2-500m"),
-        (("pull", "acme/none"), 3, "The hub has no model acme/none"),
+        (("pull", "acme/none"), 3, "The hub has no repository acme/none"),
         (("pull", "smolvlm2-2.2b", "--runtime", "onnx"), 3, "llamacpp, mlx"),
         (("pull", REPO, "--runtime", "llamacpp"), 3, "has no decoder"),
         (("pull", REPO, "--runtime", "abacus"), 4, "abacus"),
