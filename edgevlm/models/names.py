@@ -1,11 +1,14 @@
-"""The one validator of names and the one validator of paths that come from outside."""
+"""The one validator of names and the one validator of paths that come from outside; what a name
+may stand for beside a name: a folder, a repository of the hub."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
+
+from edgevlm.errors import EdgeVLMError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,199}")
@@ -37,6 +40,30 @@ def check_path(path: str) -> str:
     if any(_WINDOWS_DEVICE.fullmatch(part) for part in parts):
         raise ValueError(f"{path!r} names a device on Windows")
     return str(PurePosixPath(path))
+
+
+def local_folder(name: str, what: str, unknown: type[EdgeVLMError]) -> Path | None:
+    """The folder that `name` is the path of, or None for what may be another kind of name.
+
+    Raises `unknown` for a path where no folder is; `what` is there "a model" or "an adapter".
+    """
+    try:
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return path.absolute()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, not a path at all
+        path, is_file = Path(name), False
+    if is_file:
+        raise unknown(
+            f"{name} is a file, and {what} is a folder.",
+            hint="Give the folder that it is in, with the other files.",
+        )
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise unknown(
+            f"There is no folder {name}.", hint=f"Give {what}'s name, its hub id, or its folder."
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from edgevlm.errors import ModelCorrupt, ModelUnavailable, UnknownModel
 from edgevlm.models import hub as hub_client
 from edgevlm.models.catalog import Catalog, CatalogEntry, CatalogFile, RuntimeFiles
 from edgevlm.models.layouts import discover
-from edgevlm.models.names import HubId
+from edgevlm.models.names import HubId, local_folder
 from edgevlm.models.receive import Expected
 from edgevlm.models.sources import FileSource, HubSource, Source
 
@@ -59,18 +59,9 @@ def find_target(name: str, catalog: Catalog) -> Target:
     """Tell a catalog name, a local folder and a hub id apart. Raises UnknownModel."""
     if name in catalog.entries:
         return catalog.entries[name]
-    folder = _folder(name)
+    folder = local_folder(name, "a model", UnknownModel)
     if folder is not None:
         return folder
-    if _is_file(name):
-        raise UnknownModel(
-            f"{name} is a file, and a model is a folder.",
-            hint="Give the folder that it is in, with the model's other files.",
-        )
-    if Path(name).is_absolute() or name.startswith((".", "~")):
-        raise UnknownModel(
-            f"There is no folder {name}.", hint="Give a model's name, its hub id, or its folder."
-        )
     hub = HubId.parse(name)
     if hub is not None:
         return catalog.by_base(hub) or hub
@@ -81,21 +72,6 @@ def find_target(name: str, catalog: Catalog) -> Target:
         if close
         else "`edgevlm model list` shows the names; owner/repo of the hub and folders work too.",
     )
-
-
-def _folder(name: str) -> Path | None:
-    try:
-        path = Path(name).expanduser()
-        return path.absolute() if name and path.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, not a path at all
-        return None
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
 
 
 def target_key(target: CatalogEntry | HubId) -> str:
