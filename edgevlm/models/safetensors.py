@@ -90,6 +90,10 @@ class SafetensorsFile:
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def dtype(self, name: str) -> str:
+        """As the format names it: F32, BF16."""
+        return self._tensors[name][0]
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name][1]
 
