@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from edgevlm.cli.nouns import json_option, print_json
 
 if TYPE_CHECKING:
     from edgevlm.models.convert import Report
@@ -42,7 +43,7 @@ _LOW_AGREEMENT = 0.9
     help="By default NAME-RUNTIME in this folder.",
 )
 @click.option("--force", is_flag=True, help="Replace an earlier conversion.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+@json_option
 def convert(
     model: str,
     runtime: str,
@@ -72,7 +73,7 @@ def convert(
             f"Only {agreement:.0%} of the first choices are the source's: try {wider}.", err=True
         )
     if as_json:
-        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        print_json(report.to_dict())
     else:
         _describe(report)
 

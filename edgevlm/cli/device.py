@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.cli.nouns import command, make_table, print_table
+from edgevlm.cli.nouns import command, json_option, make_table, print_json, print_table
 from edgevlm.errors import DoesNotFit, EdgeVLMError, ModelCorrupt, NotSupported, UsageError
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ Exit codes: 0 done, 2 wrong usage, 3 no such model, 4 nothing can run or fits th
 _TEXT_TOKENS = 40  # a question and the layout around it
 _MARKUP_TOKENS = 3  # around each tile
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
-
 
 @click.group(epilog=EPILOG)
 def device() -> None:
@@ -43,7 +40,7 @@ def device() -> None:
 
 
 @command(device, "show", "", "--json", short="Show this machine and its runtimes.")
-@_json
+@json_option
 def show(as_json: bool) -> None:
     """Show this machine: processor, memory and its limits, graphics, runtimes."""
     from edgevlm.devices.machine import this_machine
@@ -65,7 +62,7 @@ def show(as_json: bool) -> None:
             "measured": {"gflops": speed.gflops, "bandwidth": speed.bandwidth},
             "runtimes": {name: {"unavailable": why} for name, why in runtimes.items()},
         }
-        click.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     cores = f"{machine.performance_cores} cores"
     if machine.efficiency_cores:
@@ -96,7 +93,7 @@ def show(as_json: bool) -> None:
 
 
 @command(device, "list", "", "--json", short="List the devices that are known.")
-@_json
+@json_option
 def list_devices(as_json: bool) -> None:
     """List the devices whose published figures a plan can be made with."""
     from edgevlm.devices.profiles import load_profiles
@@ -117,7 +114,7 @@ def list_devices(as_json: bool) -> None:
             }
             for p in profiles.values()
         ]
-        click.echo(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     table = make_table("name", "device", "for a model", "GB/s")
     for profile in profiles.values():
@@ -140,7 +137,7 @@ def list_devices(as_json: bool) -> None:
 )
 @click.option("--image-size", default="1024x768", show_default=True, metavar="WxH")
 @click.option("--images", type=click.IntRange(min=0), default=1, show_default=True, metavar="N")
-@_json
+@json_option
 def plan(
     name: str | None,
     profile: str | None,
@@ -186,7 +183,7 @@ def plan(
             made = trial if trial.chosen and trial.chosen.placement in among else made
     largest = None if made.chosen else _largest(outlook, store, work.context)
     if as_json:
-        click.echo(json.dumps({**made.to_dict(), "largest_that_fits": largest}))
+        print_json({**made.to_dict(), "largest_that_fits": largest})
     else:
         _describe(made)
     if made.chosen is None:

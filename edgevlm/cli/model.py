@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevlm.cli.convert import convert
-from edgevlm.cli.nouns import command, make_table, print_table
-from edgevlm.errors import ModelCorrupt, UsageError
+from edgevlm.cli.nouns import (
+    command,
+    confirm_removal,
+    json_option,
+    make_table,
+    print_json,
+    print_table,
+    yes_option,
+)
+from edgevlm.errors import ModelCorrupt
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +41,6 @@ Exit codes: 0 done, 2 wrong usage, 3 model not to be had or damaged,
 4 no room on the disk or in memory, 130 interrupted (what was fetched is kept).
 """
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 _runtime = click.option("--runtime", metavar="R", help="By default the one chat would use.")
 
 
@@ -49,13 +54,13 @@ model.add_command(convert)
 
 @command(model, "list", "", "--all", "--json", short="List what there is, and what is here.")
 @click.option("--all", "everything", is_flag=True, help="One line for each runtime, with sources.")
-@_json
+@json_option
 def list_models(everything: bool, as_json: bool) -> None:
     """List the models that can be had by name, and those on this device."""
     store = _store()
     rows = _rows(store)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     print_table(_all_table(rows) if everything else _short_table(rows))
 
@@ -68,7 +73,7 @@ def list_models(everything: bool, as_json: bool) -> None:
 @click.argument("name")
 @_runtime
 @click.option("--force", is_flag=True, help="Even where this machine's memory won't hold it.")
-@_json
+@json_option
 def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
     """Fetch a model, go on with an unfinished fetch, or mend a damaged one."""
     from edgevlm.cli.progress import progress
@@ -80,7 +85,7 @@ def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
     with progress() as shown:
         version = _store().pull(name, runtime=placement, progress=shown)
     if as_json:
-        _print_json(_version_json(version))
+        print_json(_version_json(version))
         return
     size = size_text(version.manifest.size)
     click.echo(f"{version.name} is here for runtime {version.runtime}: {size} in {version.folder}")
@@ -89,7 +94,7 @@ def pull(name: str, runtime: str | None, force: bool, as_json: bool) -> None:
 @command(model, "show", "smolvlm2-500m", "edgevlm-tiny --json")
 @click.argument("name")
 @_runtime
-@_json
+@json_option
 def show(name: str, runtime: str | None, as_json: bool) -> None:
     """Show what a model is, its files, and where they come from."""
     from edgevlm.devices.placement import parse_placement
@@ -109,7 +114,7 @@ def show(name: str, runtime: str | None, as_json: bool) -> None:
             known = {"runtimes": {plan.runtime: {"size": plan.size, "files": plan_dict(plan)}}}
     document = {"name": name, **known, "installed": [_version_json(v) for v in here]}
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         _describe(document)
 
@@ -121,21 +126,18 @@ def show(name: str, runtime: str | None, as_json: bool) -> None:
 )
 @click.argument("name")
 @click.option("--runtime", metavar="R", help="By default all of them.")
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-@_json
+@yes_option
+@json_option
 def remove(name: str, runtime: str | None, yes: bool, as_json: bool) -> None:
     """Remove a model from this device, and what an unfinished fetch left of it."""
     from edgevlm.cli.progress import progress
     from edgevlm.models.disk import size_text
 
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"Removing {name} needs a yes.", hint="Add --yes.")
-        click.confirm(f"Remove {name}?", abort=True, err=True)
+    confirm_removal(name, yes)
     with progress() as shown:
         freed = _store().remove(name, runtime=runtime, progress=shown)
     if as_json:
-        _print_json({"name": name, "freed": freed})
+        print_json({"name": name, "freed": freed})
     else:
         click.echo(f"{name} is removed: {size_text(freed)} freed.")
 
@@ -144,12 +146,12 @@ def remove(name: str, runtime: str | None, yes: bool, as_json: bool) -> None:
     model, "verify", "", "smolvlm2-500m", "--json", short="Compare files with what was published."
 )
 @click.argument("name", required=False)
-@_json
+@json_option
 def verify(name: str | None, as_json: bool) -> None:
     """Read every file of NAME, or of all models, and compare it with what was published."""
     results = _store().verify(name)
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "name": result.name,
@@ -338,7 +340,3 @@ def _size(size: int) -> str:
     from edgevlm.models.disk import size_text
 
     return size_text(size)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))

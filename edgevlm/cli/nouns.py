@@ -1,17 +1,23 @@
-"""What the commands of a noun share: examples in their help, and tables."""
+"""What the commands of a noun share: examples in their help, JSON, tables, and a yes."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _FILE_WIDTH = 200  # columns, where nobody's terminal says
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 
 
 def command(
@@ -37,3 +43,16 @@ def print_table(table: Table) -> None:
 
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     Console(width=width, highlight=False, markup=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def confirm_removal(name: str, yes: bool) -> None:
+    """Ask a person at a terminal; raise UsageError where nobody is to be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"Removing {name} needs a yes.", hint="Add --yes.")
+    click.confirm(f"Remove {name}?", abort=True, err=True)
