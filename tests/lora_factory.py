@@ -6,7 +6,6 @@ adapter as a runtime gets it. Updates move the logits of `smolvlm_factory`'s mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -17,12 +16,23 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.adapters.peft import lora_digest
 from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Lora, LowRank
+from edgevlm.models.safetensors import SafetensorsFile
 
 Config: TypeAlias = Mapping[str, Any] | Path
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 SMOLVLM_PREFIX = "model.text_model."
+# The decoder of `smolvlm_factory`'s models, unless they are given other sizes.
+SMALL: Config = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 # The decoder of `edgevlm-tiny`, as its config.json says.
 TINY: Config = {
     "hidden_size": 576,
@@ -120,9 +130,9 @@ def random_lora(
     for module, size in _modules(config, targets, "", extra or {}):
         r = _first_match(fields["rank_pattern"], module, rank)
         a, b = _weights(module, size, r, scaling, seed)
-        parts[module in (extra or {})][module] = LowRank(a, np.float32(scaling) * b)
-    made_of = (rank, tuple(targets), sorted((rank_pattern or {}).items()), seed, scaling)
-    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()
+        own = module.removeprefix("model.")
+        parts[module in (extra or {})][own] = LowRank(a, np.float32(scaling) * b)
+    digest = lora_digest(parts[False], parts[True])
     return Lora(name, digest, decoder=parts[False], vision=parts[True])
 
 
@@ -140,6 +150,12 @@ def write_tensors(
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a file of `write_tensors`, copied."""
+    file = SafetensorsFile(path)
+    return {name: np.array(file.read(name), np.float32) for name in file}
 
 
 def _encoded(array: NDArray[np.float32], dtype: Dtype) -> bytes:

@@ -26,7 +26,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_BYTES = 2**30
 _MOST_HEADER_BYTES = 2**23
 _DTYPES = ("F32", "F16", "BF16")
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+# torch.save writes a zip archive, once a bare pickle; read as a length both are enormous.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SAVE_SAFE = "Have PEFT save it as safetensors, its default; a pickle can run code."
 
 _TENSOR = re.compile(
@@ -100,9 +101,9 @@ def _open(folder: Path) -> SafetensorsFile:
             raise corrupt(f"{WEIGHTS_NAME} is larger than {MAX_BYTES} bytes")
         with path.open("rb") as file:
             start = file.read(8)
-        if start.startswith(_PICKLES):
-            raise AdapterCorrupt(f"{WEIGHTS_NAME} is a pickle by its contents.", hint=_SAVE_SAFE)
         if int.from_bytes(start, "little") > _MOST_HEADER_BYTES:
+            if start.startswith(_PICKLES):
+                raise AdapterCorrupt(f"{WEIGHTS_NAME} holds a pickle.", hint=_SAVE_SAFE)
             raise corrupt(f"{WEIGHTS_NAME} is not a sound safetensors file: its header is too long")
         return SafetensorsFile(path)
     except OSError as error:
