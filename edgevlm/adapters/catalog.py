@@ -55,8 +55,8 @@ def find_target(name: str, installed: Collection[str]) -> Target:
     """
     plain, _, version = name.partition("@")
     named = Named(plain, version or None)
-    if plain in packs() or plain in installed:
-        return named
+    if plain in packs() or {plain, name} & {*installed}:
+        return HubId.parse(name) or named
     folder = local_folder(name, "an adapter", UnknownAdapter)
     if folder is not None:
         return folder

@@ -228,7 +228,7 @@ class AdapterStore:
         if isinstance(target, HubId):
             return target, None if self._offline else target
         if isinstance(target, Path):
-            return Named(manifest_of(target).name), target
+            return Named(_in_place(target).name), target
         folder = packs().get(target.name)
         if folder is None or target.version not in (None, manifest_of(folder).version):
             return target, None
@@ -351,8 +351,9 @@ def _installed(version: Published) -> InstalledAdapter:
 
 
 def _in_place(folder: Path) -> InstalledAdapter:
+    files = files_in(folder)
     manifest = manifest_of(folder)
-    return InstalledAdapter(manifest.name, folder, manifest, origin_of(folder), files_in(folder))
+    return InstalledAdapter(manifest.name, folder, manifest, origin_of(folder), files)
 
 
 def _sound(version: Published, *, thorough: bool = False) -> Published:

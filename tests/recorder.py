@@ -1,3 +1,5 @@
+"""What a store tells whoever waits for it, kept for a test to look at."""
+
 from __future__ import annotations
 
 
