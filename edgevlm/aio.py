@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+from edgevlm.adapters.choice import AdapterChoice, Name
 from edgevlm.messages import Reply, Token
 from edgevlm.session import Session, Stream
 
@@ -81,6 +83,22 @@ class AsyncSession:
     def stream(self, *args: Any, **kwargs: Any) -> AsyncStream:
         """See `Session.stream`."""
         return AsyncStream(self, self.sync.stream(*args, **kwargs))
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """See `Session.adapters`."""
+        return self.sync.adapters
+
+    async def use_adapters(self, adapters: AdapterChoice) -> None:
+        """See `Session.use_adapters`."""
+        await self._run(partial(self.sync.use_adapters, adapters))
+
+    @asynccontextmanager
+    async def adapter(self, name: Name, scale: float | None = None) -> AsyncIterator[None]:
+        """See `Session.adapter`."""
+        with ExitStack() as block:
+            await self._run(partial(block.enter_context, self.sync.adapter(name, scale)))
+            yield
 
     def cancel(self) -> None:
         """See `Session.cancel`."""

@@ -15,6 +15,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgevlm.adapters.choice import Name, read_name
+from edgevlm.adapters.resident import Resident, Residents
+from edgevlm.adapters.store import AdapterStore
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import (
@@ -65,6 +68,7 @@ class Model:
         self.vision = vision
         self.language = language
         self.load_ms = load_ms
+        self._residents = Residents(language, files)
         self._features: OrderedDict[str, Embeddings] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -105,6 +109,16 @@ class Model:
             self._forget_oldest()
             return features
 
+    def adapter(self, name: Name, settings: Settings | None = None) -> Resident:
+        """An adapter in memory, by its name or folder: one for all sessions that ask.
+
+        `settings` say where adapters are installed. It stays while somebody holds on to it,
+        and beyond that as long as there is room among those used last. Safe for threads.
+        Raises UnknownAdapter, AdapterCorrupt, NotSupported, and AdapterMismatch before any of
+        its weights reach the runtime.
+        """
+        return self._residents.get(read_name(name), AdapterStore(settings or load_settings()))
+
     @contextmanager
     def _turn(self, cancel: Cancel) -> Iterator[None]:
         while not self._lock.acquire(timeout=_LOOK_S):
@@ -122,6 +136,7 @@ class Model:
 
     def close(self) -> None:
         self._features.clear()
+        self._residents.close()
         self.vision.close()
         self.language.close()
 

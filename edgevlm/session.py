@@ -7,11 +7,15 @@ import inspect
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgevlm.adapters.choice import AdapterChoice, Name, Wanted, read_choice
+from edgevlm.adapters.resident import ActiveSet
+from edgevlm.adapters.store import AdapterStore
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Logits
@@ -99,6 +103,7 @@ class _Question:
     image_tokens: int | None
     schema: Schema | None
     sampling: Sampling
+    adapters: Wanted | None
 
 
 @dataclass(slots=True)
@@ -131,10 +136,14 @@ class Session:
     """A conversation with one model on this device.
 
     `model` is a catalog name, a hub id, a folder, `"auto"`, or a `Model` that other
-    sessions share. Loading happens here, so that the first question is fast. Questions
-    of one session come from one thread at a time; `cancel` from any.
+    sessions share. `adapter` is what `use_adapters` takes. Loading happens here, so that the
+    first question is fast. Questions of one session come from one thread at a time; `cancel`
+    from any.
 
-    Raises what `load_model` raises.
+    `system` is the system prompt. Where none is given, an adapter that is on alone may bring
+    its own; an empty one keeps it out.
+
+    Raises what `load_model` and `use_adapters` raise.
     """
 
     def __init__(
@@ -145,13 +154,17 @@ class Session:
         system: str | None = None,
         settings: Settings | None = None,
         *,
+        adapter: AdapterChoice = None,
         progress: Progress | None = None,
         notice: Notice | None = None,
     ) -> None:
+        wanted = read_choice(adapter)
         if not isinstance(system, (str, NoneType)):
             raise UsageError(f"A system prompt can't be {system!r}.", hint="Give a str.")
         self.settings = settings or load_settings()
         self.set_route(route or self.settings.route)
+        for name in wanted:  # a name that nobody knows costs no download of a model
+            AdapterStore(self.settings).resolve(name)
         self._owns_model = not isinstance(model, Model)
         self.model = (
             model
@@ -160,7 +173,13 @@ class Session:
                 model, runtime=runtime, settings=self.settings, progress=progress, notice=notice
             )
         )
-        self._context = PrefixContext(self.model.language.new_context())
+        try:
+            self._adapters = self._loaded(wanted)
+            self._context = PrefixContext(self.model.language.new_context())
+        except BaseException:
+            if self._owns_model:
+                self.model.close()
+            raise
         self._system = system
         self._turns: list[Turn] = []
         self._active: Stream | None = None
@@ -177,6 +196,7 @@ class Session:
         detail: Detail = "auto",
         image_tokens: int | None = None,
         schema: Any = None,
+        adapter: AdapterChoice = None,
         **sampling: Any,
     ) -> Reply:
         """Answer a question, about `images` or a `video` if any and else about those before.
@@ -186,13 +206,14 @@ class Session:
         path, an https URL or bytes; up to 50 of its frames are shown, as many as there is
         room for beside the question and `max_tokens` of answer. `schema` is a JSON Schema
         (dict or text) or a class that pydantic knows: the answer is JSON of that shape, and
-        `reply.parsed` its value. `sampling` takes the fields of `edgevlm.Sampling`
+        `reply.parsed` its value. `adapter` is for this answer what `use_adapters` sets for
+        all; an empty list is the base alone. `sampling` takes the fields of `edgevlm.Sampling`
         (max_tokens, temperature, stop, ...).
 
         Raises UsageError (of which MediaError, PromptTooLong and TemplateError are kinds),
-        RuntimeFailed, and NotSupported or ModelCorrupt where the model's parts don't fit
-        together, it can't see videos, or an extra is missing; the conversation then stays as
-        it was.
+        RuntimeFailed, what `use_adapters` raises, and NotSupported or ModelCorrupt where the
+        model's parts don't fit together, it can't see videos, or an extra is missing; the
+        conversation then stays as it was.
         """
         stream = self.stream(
             prompt,
@@ -201,6 +222,7 @@ class Session:
             detail=detail,
             image_tokens=image_tokens,
             schema=schema,
+            adapter=adapter,
             **sampling,
         )
         for _ in stream:
@@ -216,6 +238,7 @@ class Session:
         detail: Detail = "auto",
         image_tokens: int | None = None,
         schema: Any = None,
+        adapter: AdapterChoice = None,
         **sampling: Any,
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
@@ -225,14 +248,50 @@ class Session:
             _budget(image_tokens),
             None if schema is None else Schema.of(schema),
             _sampling(sampling),
+            None if adapter is None else read_choice(adapter),
         )
         if _ending:
             raise Interrupted("The program is ending.")
         if self._active is not None:
             self._active.close()
         self._cancel = Cancel()
-        self._active = Stream(self._answer(question, self._cancel, _Clock()))
+        self._active = Stream(self._answer(question, self._adapters, self._cancel, _Clock()))
         return self._active
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The scale of each adapter that is on, by its name."""
+        return {active.name: active.scale for active in self._adapters.told}
+
+    def use_adapters(self, adapters: AdapterChoice) -> None:
+        """Answer with these adapters from the next question on, and with no others.
+
+        A name, `"name:0.8"`, a folder (a `Path` is never read for a scale), a list of these,
+        a mapping to scales, or None, which is the base alone. A scale from -10 to 10 is what
+        an adapter's update is multiplied by; where none is given it is the adapter's own, 1
+        as a rule. Each is loaded once for all sessions of the model.
+
+        What the conversation has computed belongs to the adapters that computed it: after a
+        swap, and after a swap back, the next answer computes the whole prompt anew, all but
+        the pictures' embeddings.
+
+        Raises UsageError for a scale or name that can't be, or the same adapter twice;
+        UnknownAdapter, AdapterCorrupt, AdapterMismatch for one of another base, and
+        NotSupported where the runtime can't apply it. The session then keeps those it has.
+        """
+        self._adapters = self._loaded(read_choice(adapters))
+
+    @contextmanager
+    def adapter(self, name: Name, scale: float | None = None) -> Iterator[None]:
+        """Have an adapter on within the block, beside the others, or at another scale than
+        before; behind it all is as it was. Raises what `use_adapters` raises."""
+        ((wanted, checked),) = read_choice({name: scale}).items()
+        before = self._adapters
+        self._adapters = before.having(self.model.adapter(wanted, self.settings), checked)
+        try:
+            yield
+        finally:
+            self._adapters = before
 
     @property
     def answering(self) -> bool:
@@ -254,7 +313,7 @@ class Session:
         self._cancel.set()
 
     def reset(self) -> None:
-        """Begin a new conversation on the same model."""
+        """Begin a new conversation on the same model, with the same adapters."""
         if self._active is not None:
             self._active.close()
             self._active = None
@@ -264,6 +323,7 @@ class Session:
         """Stop the answer under way, and let the model go unless others share it."""
         self.cancel()
         self._context.close()
+        self._adapters = ActiveSet()
         if self._owns_model:
             self.model.close()
 
@@ -278,8 +338,13 @@ class Session:
     ) -> None:
         self.close()
 
+    def _loaded(self, wanted: Wanted) -> ActiveSet:
+        return ActiveSet(
+            [(self.model.adapter(name, self.settings), scale) for name, scale in wanted.items()]
+        )
+
     def _answer(
-        self, question: _Question, cancel: Cancel, clock: _Clock
+        self, question: _Question, adapters: ActiveSet, cancel: Cancel, clock: _Clock
     ) -> Generator[Token, None, Reply]:
         schema, mask = question.schema, self._mask(question.schema)
         turn, prompt = None, Prompt(())
@@ -287,9 +352,13 @@ class Session:
         kept = 0
         finish: FinishReason = "cancelled"
         try:
-            turn = self._prepare(question, cancel)
-            prompt = self._render(turn)
+            if question.adapters is not None:
+                adapters = self._loaded(question.adapters)
+            system = adapters.system if self._system is None else self._system
+            turn = self._prepare(question, system, cancel)
+            prompt = self._render(system, turn)
             self._check_room(prompt)
+            self._context.use_adapters(adapters.loaded)
             logits, kept = self._prefill(prompt, cancel, clock)
             steps = decode(
                 logits,
@@ -319,6 +388,7 @@ class Session:
             finish_reason=finish,
             usage=Usage(prompt.length, prompt.image_tokens, kept, len(tokens)),
             timings=clock.timings(len(tokens), load_ms),
+            adapter=adapters.told,
             route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
             parsed=schema.parse(_text(tokens)) if schema and mask and mask.finished else None,
             structured=schema is not None,
@@ -334,7 +404,7 @@ class Session:
         if turn is not None and (text or finish != "cancelled"):
             self._turns += [turn, Turn("assistant", (text,))]
 
-    def _prepare(self, question: _Question, cancel: Cancel) -> Turn:
+    def _prepare(self, question: _Question, system: str | None, cancel: Cancel) -> Turn:
         limits = media_limits(self.settings)
         message, family = question.message, self.model.family
         pictures: Content = tuple(
@@ -344,10 +414,12 @@ class Session:
             for source in message.images
         )
         if message.video is not None:
-            pictures += self._watch(question, pictures, cancel)
+            pictures += self._watch(question, system, pictures, cancel)
         return Turn("user", (*pictures, message.text))
 
-    def _watch(self, question: _Question, before: Content, cancel: Cancel) -> Content:
+    def _watch(
+        self, question: _Question, system: str | None, before: Content, cancel: Cancel
+    ) -> Content:
         """What is shown of the question's video, after `before` and with room to answer."""
         layout = self.model.family.video
         if layout is None:
@@ -358,18 +430,16 @@ class Session:
         message, answer = question.message, question.sampling.max_tokens
 
         def fits(content: Content) -> bool:
-            prompt = self._render(Turn("user", (*before, *content, message.text)))
+            prompt = self._render(system, Turn("user", (*before, *content, message.text)))
             return prompt.length + answer <= self.model.language.context_length
 
         limits = media_limits(self.settings)
         with open_video(message.video, limits=limits, check=cancel.check) as video:
             return watch(layout, video, fits)
 
-    def _render(self, turn: Turn) -> Prompt:
-        return self.model.family.render([*self._system_turn(), *self._turns, turn])
-
-    def _system_turn(self) -> list[Turn]:
-        return [Turn("system", (self._system,))] if self._system else []
+    def _render(self, system: str | None, turn: Turn) -> Prompt:
+        before = [Turn("system", (system,))] if system else []
+        return self.model.family.render([*before, *self._turns, turn])
 
     def _check_room(self, prompt: Prompt) -> None:
         most = self.model.language.context_length

@@ -81,6 +81,21 @@ def smolvlm(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def smolvlm_everywhere(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model for ONNX Runtime, llama.cpp and MLX in one folder, fp32."""
+    import shutil
+
+    from edgevlm.models.gguf_export import export_gguf
+    from edgevlm.models.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("smolvlm-everywhere")
+    export_gguf(smolvlm_source, folder, quantize="f32", vision_bits=32)
+    export_onnx(smolvlm_source, folder, decoder_bits=32, vision_bits=32)
+    shutil.copyfile(smolvlm_source / "model.safetensors", folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smolvlm_coreml(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as Core ML packages at 16 bits, for `coreml_interpreter` to run."""
     from edgevlm.models.coreml_export import export_coreml

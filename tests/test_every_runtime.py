@@ -27,24 +27,9 @@ CHUNKING = 2e-3
 QUESTION = "What is in the picture?"
 
 
-@pytest.fixture(scope="module")
-def folder(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder that holds the model for all of them, float32."""
-    import shutil
-
-    from edgevlm.models.gguf_export import export_gguf
-    from edgevlm.models.onnx_export import export_onnx
-
-    target = tmp_path_factory.mktemp("every-runtime")
-    export_gguf(smolvlm_source, target, quantize="f32", vision_bits=32)
-    export_onnx(smolvlm_source, target, decoder_bits=32, vision_bits=32)
-    shutil.copyfile(smolvlm_source / "model.safetensors", target / "model.safetensors")
-    return target
-
-
 @pytest.fixture(scope="module", params=RUNTIMES)
-def model(request: pytest.FixtureRequest, folder: Path) -> Iterator[Model]:
-    with load_model(str(folder), runtime=request.param) as model:
+def model(request: pytest.FixtureRequest, smolvlm_everywhere: Path) -> Iterator[Model]:
+    with load_model(str(smolvlm_everywhere), runtime=request.param) as model:
         assert "+".join(dict.fromkeys(model.runtime.values())) == request.param
         yield model
 
