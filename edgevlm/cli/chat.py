@@ -22,12 +22,13 @@ Examples:
   edgevlm chat "What does scan.png say?"        a path in the question works too
   edgevlm chat "What happens?" --video clip.mp4
   edgevlm chat "List what you see." --image photo.jpg --schema objects.json
+  edgevlm chat "What is this?" --image scan.png --adapter medical:0.8
   edgevlm chat --image photo.jpg --json
   cat photo.jpg | edgevlm chat --image - "What is this?"
   edgevlm chat                                  a conversation; /help lists its commands
 
 \b
-Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
+Exit codes: 0 done, 2 wrong usage or bad input, 3 model or adapter not to be had,
 4 not supported or does not fit here, 130 interrupted.
 """
 
@@ -38,6 +39,13 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model not to be had,
 @click.option("--video", metavar="P", help="Path or https URL: up to 50 frames are shown.")
 @click.option("-m", "--model", metavar="M", help="Model name, hub id or folder.")
 @click.option("--runtime", metavar="R", help="Runtime; by default chosen for this device.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME[:SCALE]",
+    help="An installed adapter, or a folder; more than one adds up.",
+)
 @click.option("--route", type=click.Choice(ROUTES), help="Who may answer.")
 @click.option("-s", "--system", metavar="S", help="A system prompt.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest answer.  [default: 256]")
@@ -66,6 +74,7 @@ def chat(
     video: str | None,
     model: str | None,
     runtime: str | None,
+    adapters: tuple[str, ...],
     route: str | None,
     system: str | None,
     as_json: bool,
@@ -91,7 +100,7 @@ def chat(
     question, pictures = _question(prompt, images)
     _check(pictures, video, options)
     options |= {"detail": detail, "image_tokens": image_tokens, "schema": _schema(schema)}
-    with _open(model, runtime, route, system) as session:
+    with _open(model, runtime, route, system, adapters) as session:
         if talk:
             from edgevlm.cli.conversation import converse
 
@@ -147,7 +156,13 @@ def _schema(file: str | None) -> str | None:
     return schema.text
 
 
-def _open(model: str | None, runtime: str | None, route: str | None, system: str | None) -> Session:
+def _open(
+    model: str | None,
+    runtime: str | None,
+    route: str | None,
+    system: str | None,
+    adapters: tuple[str, ...] = (),
+) -> Session:
     from edgevlm.cli.progress import progress
     from edgevlm.session import Session
 
@@ -155,7 +170,9 @@ def _open(model: str | None, runtime: str | None, route: str | None, system: str
         click.echo(line, err=True)
 
     with progress() as shown:
-        return Session(model, runtime, route, system, progress=shown, notice=notice)
+        return Session(
+            model, runtime, route, system, adapter=adapters, progress=shown, notice=notice
+        )
 
 
 def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgevlm.adapters.store import AdapterStore
 from edgevlm.cli import tell
 from edgevlm.cli.background import read
 from edgevlm.cli.question import read_question
@@ -21,6 +22,7 @@ HELP = """\
 /image PATH    show a picture with the next question (a path in a question works too)
 /video PATH    show a video with the next question
 /detail D      low, auto or high: how finely pictures are cut into tiles
+/adapter A ... answer with these adapters, such as medical:0.8; `none` takes them off
 /model NAME    go on with another model, in a new conversation
 /route R       local, auto or cloud
 /reset         forget the conversation
@@ -145,9 +147,20 @@ class _Conversation:
             click.echo(self._session.model.name)
             return
         new = self._reopen(name)
+        without = " without adapters" if self._session.adapters else ""
         self.close()
         self._session = new
-        click.secho(f"{new.model.name} on {_where(new)}, a new conversation.", dim=True)
+        where = f"{new.model.name} on {_where(new)}"
+        click.secho(f"{where}, a new conversation{without}.", dim=True)
+
+    def _do_adapter(self, names: str) -> None:
+        if names:
+            self._session.use_adapters([] if names == "none" else names.split())
+        on = [_typed(name, scale) for name, scale in self._session.adapters.items()]
+        click.echo(f"On: {', '.join(on) or 'none'}.")
+        if not names:
+            installed = [a.name for a in AdapterStore(self._session.settings).list()]
+            click.echo(f"Installed: {', '.join(installed) or 'none'}.")
 
     def _do_route(self, route: str) -> None:
         if route:
@@ -165,8 +178,14 @@ class _Conversation:
 
 def _receipt(reply: Reply) -> str:
     times = reply.timings
+    adapters = "".join(f" · {_typed(a.name, a.scale)}" for a in reply.adapter)
     stopped = " · stopped" if reply.finish_reason == "cancelled" else ""
     return (
-        f"[{reply.route.decision} · first token {times.ttft_ms:.0f} ms"
+        f"[{reply.route.decision}{adapters} · first token {times.ttft_ms:.0f} ms"
         f" · {times.decode_tps:.0f} tokens/s{stopped}]"
     )
+
+
+def _typed(adapter: str, scale: float) -> str:
+    """As `--adapter` takes it."""
+    return adapter if scale == 1 else f"{adapter}:{scale:g}"
