@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.models.gguf import GgufFile
-from edgevlm.models.gguf_lora import write_lora_gguf
 from edgevlm.models.gguf_tokenizer import read_tokenizer
 from edgevlm.models.llama import LlamaShape
 from edgevlm.models.tiny import (
@@ -21,11 +19,11 @@ from edgevlm.models.tiny import (
     TENSORS,
     Lora,
     check_shape,
-    half_rotation_order,
     load_lora,
     lora_ranks,
 )
 from edgevlm.models.tiny_layout import SMOLLM2_135M
+from edgevlm.runtimes.llamacpp_lora import LoraGguf, interleave
 
 LORA_NAME = "lora.gguf"
 
@@ -55,14 +53,10 @@ def write_lora(lora: Lora, shape: LlamaShape, path: Path) -> None:
         _, layer, part = name.split(".")
         a, b = lora[f"{name}.A"].T, lora[f"{name}.B"].T
         if part in ("q", "k"):
-            b = _in_gguf_order(b, shape.head_dim)
+            b = interleave(b, shape.head_dim)
         weight = f"blk.{layer}.{TENSORS[part]}.weight"
         tensors |= {f"{weight}.lora_a": a, f"{weight}.lora_b": b}
-    write_lora_gguf(path, "llama", tensors)
-
-
-def _in_gguf_order(rows: NDArray[Any], head_dim: int) -> NDArray[Any]:
-    return rows[np.argsort(half_rotation_order(len(rows), head_dim))]
+    LoraGguf("llama", tensors).write(path)
 
 
 def _link(origin: Path, target: Path) -> None:

@@ -13,9 +13,12 @@ from edgevlm.runtimes.llamacpp_header import GgufHeader
 
 _MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _TOKENS = "tokenizer.ggml.tokens"
+_EMBEDDINGS = "token_embd.weight"
 _VISION = "clip.vision"
 _PROJECTOR = "mm.model.fc.weight"
 _PATCHES = "v.patch_embd.weight"
+# Of enum ggml_type: F32, F16, Q8_0 and BF16. Integers and float64 are no factors of a product.
+_FACTORS = (0, 1, 8, 30)
 # What a block has in every layer or in none, whatever its kind.
 _IN_EACH_BLOCK = ("ln1", "ln2", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ffn_down")
 
@@ -32,6 +35,23 @@ def check_decoder(header: GgufHeader) -> None:
     named = [token for token in header.strings(_TOKENS) if token]
     if len(set(named)) != len(named):
         raise header.corrupt(f"{_TOKENS} has a token twice")
+
+
+def check_adapter(header: GgufHeader) -> None:
+    """Raises ModelCorrupt for a LoRA with keys of other types than they should be, or with what
+    is no matrix. Which matrices fit is between llama.cpp and the file."""
+    header.check_extents()
+    for key in ("general.type", "general.architecture", "adapter.type"):
+        header.string(key)
+    header.check_epsilon("adapter.lora.alpha")
+    tensors = header.tensors()
+    for name in tensors:
+        if header.kind(name) not in _FACTORS or header.shape(name)[:2] != (1, 1):
+            raise header.corrupt(f"{name} is no matrix that can be multiplied")
+    a, b = f"{_EMBEDDINGS}.lora_a", f"{_EMBEDDINGS}.lora_b"
+    # The one pair whose ranks llama.cpp does not compare.
+    if {a, b} <= tensors and header.shape(a)[-1] != header.shape(b)[-1]:
+        raise header.corrupt(f"{a} and {b} are not of one rank")
 
 
 def check_tower(header: GgufHeader) -> None:

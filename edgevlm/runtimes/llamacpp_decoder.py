@@ -8,10 +8,12 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.runtimes.llamacpp_adapter import AdaptableDecoder, on_weights
 from edgevlm.runtimes.llamacpp_layout import PositionMap, lay_out
 from edgevlm.runtimes.llamacpp_sequence import Piece, Sequence
 from edgevlm.runtimes.llamacpp_weights import (
@@ -50,19 +52,31 @@ class LlamaCppLanguageModel:
         self.context_length = _context_length(weights, options)
         self.has_m_rope = weights.has_m_rope
         self._threads = options.threads
-        self._adapters: dict[Adapter, float] = {}
+        self._cache = options.cache
+        self.own_adapter: dict[Adapter, float] = {}
         if "lora" in files.roles:
-            self._adapters[weights.load_adapter(files.roles["lora"])] = 1.0
+            self.own_adapter[weights.load_adapter(files.roles["lora"])] = 1.0
         self._weights: Weights | None = weights
+        self._adaptable: AdaptableDecoder | None = None
 
     def new_context(self) -> LlamaCppContext:
         self.opened()
         return LlamaCppContext(self)
 
+    def load_adapter(self, lora: Lora) -> LoadedAdapter:
+        """Bring an adapter into memory, beside those that are there.
+
+        Its GGUF form stays in the cache of the options, where they have one. Raises
+        NotSupported, AdapterMismatch, NoSpace, ModelCorrupt, RuntimeFailed.
+        """
+        weights = self.opened()
+        if self._adaptable is None:
+            self._adaptable = AdaptableDecoder(weights)
+        return self._adaptable.load(lora, self._cache)
+
     def open_sequence(self, capacity: int, batch: int) -> Sequence:
         return Sequence(
             self.opened(),
-            self._adapters,
             capacity=capacity,
             batch=min(batch, capacity),
             threads=self._threads,
@@ -75,8 +89,8 @@ class LlamaCppLanguageModel:
 
     def close(self) -> None:
         """Drop the weights; they go when no context holds on to them any more."""
-        self._weights = None
-        self._adapters = {}
+        self._weights = self._adaptable = None
+        self.own_adapter = {}
 
 
 class LlamaCppContext:
@@ -89,6 +103,7 @@ class LlamaCppContext:
         self.length = 0
         self._model: LlamaCppLanguageModel | None = model
         self._sequence: Sequence | None = None
+        self._adapters = dict(model.own_adapter)
         self._map = PositionMap()
         self._turn = threading.Lock()
 
@@ -127,9 +142,22 @@ class LlamaCppContext:
             self._sequence.forget(shorter.position(length))
             self._map, self.length = shorter, length
 
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Have every later `extend` add these, beside the model's own, and no others.
+
+        Raises RuntimeFailed for a closed one, ValueError for one of another model.
+        """
+        with self._turn:
+            model = self._opened()
+            chosen = {**model.own_adapter, **on_weights(adapters, model.opened())}
+            if self._sequence is not None:
+                self._sequence.use(chosen)
+            self._adapters = chosen
+
     def close(self) -> None:
         with self._turn:
             self._model = None
+            self._adapters = {}
             if self._sequence is not None:
                 self._sequence.close()
                 self._sequence = None
@@ -147,7 +175,7 @@ class LlamaCppContext:
         capacity = min(-(-(total + room) // _CELLS) * _CELLS, model.context_length)
         batch = max(_BATCH, widest)
         if sequence is None:
-            self._sequence = model.open_sequence(capacity, batch)
+            self._sequence = self._new_sequence(model, capacity, batch)
         else:
             self._sequence = self._regrown(model, sequence, capacity, batch)
         return self._sequence
@@ -161,26 +189,31 @@ class LlamaCppContext:
         # Before the new one is made: there is not room for three.
         old.close()
         try:
-            sequence = _filled(model, capacity, batch, state)
+            sequence = self._filled(model, capacity, batch, state)
         except RuntimeFailed:
-            self._sequence = _filled(model, old.capacity, old.batch, state)
+            self._sequence = self._filled(model, old.capacity, old.batch, state)
             self._model = model
             raise
         self._model = model
+        return sequence
+
+    def _filled(
+        self, model: LlamaCppLanguageModel, capacity: int, batch: int, state: NDArray[np.uint8]
+    ) -> Sequence:
+        sequence = self._new_sequence(model, capacity, batch)
+        sequence.restore(state)
+        return sequence
+
+    def _new_sequence(self, model: LlamaCppLanguageModel, capacity: int, batch: int) -> Sequence:
+        sequence = model.open_sequence(capacity, batch)
+        if self._adapters:
+            sequence.use(self._adapters)
         return sequence
 
     def _opened(self) -> LlamaCppLanguageModel:
         if self._model is None:
             raise RuntimeFailed("The context was closed.", hint="Open a new one.")
         return self._model
-
-
-def _filled(
-    model: LlamaCppLanguageModel, capacity: int, batch: int, state: NDArray[np.uint8]
-) -> Sequence:
-    sequence = model.open_sequence(capacity, batch)
-    sequence.restore(state)
-    return sequence
 
 
 def _context_length(weights: Weights, options: LoadOptions) -> int:

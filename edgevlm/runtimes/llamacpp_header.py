@@ -42,6 +42,7 @@ _n_tensors = _function("gguf_get_n_tensors", [_FILE], ctypes.c_int64)
 _data_start = _function("gguf_get_data_offset", [_FILE], ctypes.c_size_t)
 _start = _function("gguf_get_tensor_offset", [_FILE, _KEY], ctypes.c_size_t)
 _n_bytes = _function("gguf_get_tensor_size", [_FILE, _KEY], ctypes.c_size_t)
+_kind = _function("gguf_get_tensor_type", [_FILE, _KEY], ctypes.c_int)
 _name = _function("gguf_get_tensor_name", [_FILE, _KEY], ctypes.c_char_p)
 _sizes = _function("gguf_get_tensor_ne", [_FILE, _KEY], ctypes.POINTER(ctypes.c_int64))
 
@@ -127,11 +128,18 @@ class GgufHeader:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The four sizes of a tensor in numpy's order, 1 where it has fewer."""
-        index = _find_tensor(self._file, tensor.encode())
-        if index < 0:
-            raise self.corrupt(f"it has no {tensor}")
-        sizes = _sizes(self._file, index)
+        sizes = _sizes(self._file, self._tensor(tensor))
         return tuple(int(sizes[axis]) for axis in (3, 2, 1, 0))
+
+    def kind(self, tensor: str) -> int:
+        """How its numbers are kept: an enum ggml_type."""
+        return int(_kind(self._file, self._tensor(tensor)))
+
+    def _tensor(self, name: str) -> int:
+        index = int(_find_tensor(self._file, name.encode()))
+        if index < 0:
+            raise self.corrupt(f"it has no {name}")
+        return index
 
     def _key(self, key: str, type_: int) -> int:
         index = int(_find(self._file, key.encode()))

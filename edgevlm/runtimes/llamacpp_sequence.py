@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +54,6 @@ class Sequence:
     def __init__(
         self,
         weights: Weights,
-        adapters: dict[Adapter, float],
         *,
         capacity: int,
         batch: int,
@@ -72,18 +73,29 @@ class Sequence:
         else:
             params.type_k = params.type_v = llama.GGML_TYPE_F16
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        with errors() as lines:
+        with weights.adapter_list, errors() as lines:
             self._pointer: Any = llama.llama_init_from_model(weights.pointer, params)
         if not self._pointer:
             raise RuntimeFailed(
                 f"llama.cpp can't hold a conversation of {capacity} tokens: {reason(lines)}.",
                 hint="Use a smaller model or a shorter context.",
             )
-        # The finalizer holds on to the weights: they must outlive the context.
-        self._free = weakref.finalize(self, _free, self._pointer, weights, dict(adapters))
+        # The finalizer holds on to the weights and to what is in use: they must outlive the
+        # context.
+        self._adapters: dict[Adapter, float] = {}
+        self._free = weakref.finalize(self, _free, self._pointer, weights, self._adapters)
         self._free.atexit = False
-        if adapters:
-            apply_adapters(self._pointer, adapters)
+        self._must_plan = True
+
+    def use(self, adapters: Mapping[Adapter, float]) -> None:
+        """Add these, of the same weights, in every later `run`, and no others."""
+        self._weights.check_process()
+        self._adapters.update(adapters)
+        apply_adapters(self._pointer, adapters)
+        self._must_plan = True
+        # Those of before may go now, as llama.cpp does not know them any more.
+        for adapter in self._adapters.keys() - adapters.keys():
+            del self._adapters[adapter]
 
     def run(self, pieces: list[Piece], cancel: Cancel) -> Logits:
         """Append pieces of `batch` positions at most; the logits float32 [n_vocab] of the
@@ -137,14 +149,10 @@ class Sequence:
             pos=piece.positions.ctypes.data_as(_INT32),
             logits=None if none is None else none.ctypes.data_as(_INT8),
         )
-        if not piece.causal:
-            llama.llama_set_causal_attn(self._pointer, False)
-        try:
-            with errors() as lines:
-                status = llama.llama_decode(self._pointer, batch)
-        finally:
-            if not piece.causal:
-                llama.llama_set_causal_attn(self._pointer, True)
+        with self._attending(piece), self._planning(), errors() as lines:
+            status = llama.llama_decode(self._pointer, batch)
+        if status == 0:
+            self._must_plan = not piece.causal
         if status == _ABORTED:
             cancel.check()
         if status == _NO_MEMORY:
@@ -157,6 +165,23 @@ class Sequence:
                 f"llama.cpp failed in {self._weights.path.name}: {reason(lines)}.",
                 hint="Verify the model's files; if they are whole, please report this.",
             )
+
+    @contextmanager
+    def _attending(self, piece: Piece) -> Iterator[None]:
+        if piece.causal:
+            yield
+            return
+        llama.llama_set_causal_attn(self._pointer, False)
+        self._must_plan = True
+        try:
+            yield
+        finally:
+            llama.llama_set_causal_attn(self._pointer, True)
+
+    def _planning(self) -> AbstractContextManager[object]:
+        """Held while llama.cpp plans a graph anew, which it does within the next step after
+        another set of adapters or another direction of attention."""
+        return self._weights.adapter_list if self._must_plan else nullcontext()
 
 
 def _free(pointer: Any, weights: Weights, adapters: dict[Adapter, float]) -> None:

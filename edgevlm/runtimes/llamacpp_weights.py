@@ -6,12 +6,13 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import DoesNotFit, ModelCorrupt, NotSupported, RuntimeFailed
-from edgevlm.runtimes.llamacpp_checks import check_decoder
+from edgevlm.runtimes.llamacpp_checks import check_adapter, check_decoder
 from edgevlm.runtimes.llamacpp_header import GgufHeader, missing
 from edgevlm.runtimes.llamacpp_library import errors, llama, reason
 
@@ -40,6 +41,9 @@ class Weights:
         if not pointer:
             raise _load_failure(path, reason(lines))
         self._pointer: Any = pointer
+        # llama.cpp lists the adapters of a model, and looks through the list, which nothing
+        # guards, when it plans a graph. A finalizer may run on the thread that holds this.
+        self.adapter_list = threading.RLock()
         self._process = os.getpid()
         # Not at exit: a daemon thread may still be computing with it.
         weakref.finalize(self, llama.llama_model_free, pointer).atexit = False
@@ -85,9 +89,9 @@ class Weights:
 
     def load_adapter(self, path: Path) -> Adapter:
         """Raises ModelCorrupt where the file is no adapter for this model."""
-        if not path.is_file():
-            raise missing(path)
-        with errors() as lines:
+        with GgufHeader(path) as header:
+            check_adapter(header)
+        with self.adapter_list, errors() as lines:
             pointer = llama.llama_adapter_lora_init(self.pointer, os.fsencode(path))
         if not pointer:
             raise ModelCorrupt(
@@ -117,16 +121,17 @@ class Adapter:
     """A LoRA on the model that it belongs to; freed with this object, or with the model."""
 
     def __init__(self, weights: Weights, pointer: Any) -> None:
-        self.pointer = pointer
+        self.weights, self.pointer = weights, pointer
         # The finalizer holds on to the weights: freeing an adapter after its model crashes.
         weakref.finalize(self, _free_adapter, pointer, weights).atexit = False
 
 
 def _free_adapter(pointer: Any, weights: Weights) -> None:
-    llama.llama_adapter_lora_free(pointer)
+    with weights.adapter_list:
+        llama.llama_adapter_lora_free(pointer)
 
 
-def apply_adapters(context: int, adapters: dict[Adapter, float]) -> None:
+def apply_adapters(context: int, adapters: Mapping[Adapter, float]) -> None:
     """Have a llama_context add these, each times its scale, and no others. What is in its
     KV cache already stays as it was computed. Raises RuntimeFailed."""
     count = len(adapters)

@@ -97,7 +97,7 @@ def test_an_adapter_of_another_decoder_is_refused(decoder: Path, tmp_path: Path)
     with pytest.raises(ModelCorrupt, match=r"lora\.gguf is no adapter for"):
         logits(decoder, tmp_path / "lora.gguf", np.arange(3))
     (tmp_path / "lora.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelCorrupt, match=r"lora\.gguf is no adapter for"):
+    with pytest.raises(ModelCorrupt, match=r"lora\.gguf is broken or incomplete"):
         logits(decoder, tmp_path / "lora.gguf", np.arange(3))
 
 

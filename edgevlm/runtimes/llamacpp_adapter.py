@@ -1,0 +1,173 @@
+"""Adapters on llama.cpp: GGUF files of what a decoder can take.
+
+Modules and shapes are compared with the decoder's file before llama.cpp sees anything.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgevlm.engine.adapter import Adapters, Lora, LowRank
+from edgevlm.errors import AdapterMismatch, NoSpace, NotSupported, RuntimeFailed
+from edgevlm.runtimes.llamacpp_header import GgufHeader
+from edgevlm.runtimes.llamacpp_library import llama
+from edgevlm.runtimes.llamacpp_lora import LoraGguf, interleave, product_tensor
+from edgevlm.runtimes.llamacpp_weights import Adapter, Weights
+
+_ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
+_ANOTHER = "Use an adapter that was made for this model."
+
+
+class LlamaCppAdapter:
+    """An adapter in llama.cpp's memory.
+
+    `lora` is its name and digest alone: with matrices it would cost twice what it does.
+    """
+
+    def __init__(self, lora: Lora, adapter: Adapter) -> None:
+        self.lora = replace(lora, decoder={}, vision={})
+        self._adapter: Adapter | None = adapter
+
+    def on(self, weights: Weights) -> Adapter:
+        """Raises RuntimeFailed where it was closed, ValueError for other weights, which
+        llama.cpp does not notice before it multiplies by the wrong sizes."""
+        if self._adapter is None:
+            raise RuntimeFailed(f"The adapter {self.lora.name} was closed.", hint="Load it again.")
+        if self._adapter.weights is not weights:
+            raise _foreign(self.lora)
+        return self._adapter
+
+    def close(self) -> None:
+        """Let its memory go once no context uses it any more."""
+        self._adapter = None
+
+
+def on_weights(adapters: Adapters, weights: Weights) -> dict[Adapter, float]:
+    """What a context on these weights adds. Raises RuntimeFailed, ValueError."""
+    chosen = {}
+    for loaded, scale in adapters.items():
+        if not isinstance(loaded, LlamaCppAdapter):
+            raise _foreign(loaded.lora)
+        chosen[loaded.on(weights)] = scale
+    return chosen
+
+
+class AdaptableDecoder:
+    """The products of a decoder that adapters may change, as the header of its file has them.
+
+    Raises ModelCorrupt.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights, self._file = weights, weights.path.name
+        with GgufHeader(weights.path) as header:
+            self._architecture = header.string("general.architecture")
+            self._shapes = {name: header.shape(name)[-2:] for name in header.tensors()}
+        n_heads = llama.llama_model_n_head(weights.pointer)
+        n_queries = self._shapes.get("blk.0.attn_q.weight", (0, 0))[0]
+        self._head_dim = n_queries // n_heads if n_heads else 0
+        rope = llama.llama_model_rope_type(weights.pointer)
+        self._rotates_neighbours = rope == llama.LLAMA_ROPE_TYPE_NORM
+
+    def load(self, lora: Lora, cache: Path | None) -> LlamaCppAdapter:
+        """Its file stays in `cache`, if there is one. Raises NotSupported, AdapterMismatch,
+        NoSpace, ModelCorrupt."""
+        gguf = LoraGguf(self._architecture, self._tensors(lora))
+        name = f"{lora.digest}-{self._architecture}-{self._head_dim}.gguf"
+        with _file(gguf, name, cache) as path:
+            return LlamaCppAdapter(lora, self._weights.load_adapter(path))
+
+    def _tensors(self, lora: Lora) -> Mapping[str, NDArray[Any]]:
+        if lora.vision:
+            raise NotSupported(
+                f"The adapter {lora.name} changes the vision tower, which llama.cpp can't.",
+                hint="Use an adapter of the decoder alone.",
+            )
+        tensors: dict[str, NDArray[Any]] = {}
+        # In an order of our own, so that equal adapters are equal files.
+        for module, update in sorted(lora.decoder.items()):
+            tensor = self._find(lora, module)
+            self._check(lora, module, tensor, update)
+            b = self._rotated(lora, update.b) if module.endswith(_ROTATED) else update.b
+            tensors |= {f"{tensor}.lora_a": update.a, f"{tensor}.lora_b": b}
+        return tensors
+
+    def _find(self, lora: Lora, module: str) -> str:
+        tensor = product_tensor(module)
+        if tensor not in self._shapes:
+            raise AdapterMismatch(
+                f"The adapter {lora.name} changes {module}, for which {self._file} has no matrix"
+                " of its own.",
+                hint=_ANOTHER,
+            )
+        return tensor
+
+    def _check(self, lora: Lora, module: str, tensor: str, update: LowRank) -> None:
+        out_features, in_features = self._shapes[tensor]
+        wanted = ((update.rank, in_features), (out_features, update.rank))
+        if (update.a.shape, update.b.shape) != wanted or not update.rank:
+            raise AdapterMismatch(
+                f"At {module} the adapter {lora.name} has matrices of {update.a.shape} and"
+                f" {update.b.shape}, {self._file} takes {wanted[0]} and {wanted[1]}.",
+                hint=_ANOTHER,
+            )
+
+    def _rotated(self, lora: Lora, b: NDArray[Any]) -> NDArray[Any]:
+        """Rows of queries and keys as the file has them. Other kinds than `llama` that rotate
+        neighbours have them in the checkpoint's order or not, each as it was converted."""
+        if not self._rotates_neighbours:
+            return b
+        if self._architecture != "llama" or not self._head_dim or self._head_dim % 2:
+            raise NotSupported(
+                f"The adapter {lora.name} changes queries or keys, whose order in {self._file}"
+                f" is not known: it is of the kind {self._architecture}.",
+                hint="Use another runtime, or an adapter of other modules.",
+            )
+        return interleave(b, self._head_dim)
+
+
+@contextmanager
+def _file(gguf: LoraGguf, name: str, cache: Path | None) -> Iterator[Path]:
+    """The file in `cache`. Where there is none, or its disk is full or not ours, a file for
+    this time only. Raises NoSpace."""
+    if cache is not None and (kept := _kept(gguf, cache / "llamacpp" / name)):
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        try:
+            gguf.write(path)
+        except OSError as error:
+            raise NoSpace(
+                f"An adapter can't be written for llama.cpp: {error.strerror}.",
+                hint=f"Free some space on the disk of {tempfile.gettempdir()}.",
+            ) from error
+        yield path
+
+
+def _kept(gguf: LoraGguf, path: Path) -> Path | None:
+    """`path` with the file in it, put there whole or not at all; None where that can't be."""
+    try:
+        if not gguf.is_at(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                draft = Path(folder) / path.name
+                gguf.write(draft)
+                with draft.open("rb+") as file:
+                    os.fsync(file.fileno())
+                draft.replace(path)
+    except OSError:
+        return None
+    return path
+
+
+def _foreign(lora: Lora) -> ValueError:
+    return ValueError(f"{lora.name} was loaded for another model")
