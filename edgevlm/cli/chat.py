@@ -47,7 +47,7 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model or adapter not to be had
     help="An installed adapter, or a folder; more than one adds up.",
 )
 @click.option("--route", type=click.Choice(ROUTES), help="Who may answer.")
-@click.option("-s", "--system", metavar="S", help="A system prompt.")
+@click.option("-s", "--system", metavar="S", help="A system prompt; an adapter may bring one.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest answer.  [default: 256]")
 @click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0]")
 @click.option("--top-p", type=float, metavar="P", help="Nucleus sampling.")
