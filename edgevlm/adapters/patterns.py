@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 LONGEST = 2000
 _DEEPEST = 40
-# A pattern with dozens of alternatives takes about a hundred moves for one name.
-_MOST_MOVES = 1_000_000
+# A pattern with dozens of alternatives takes some 250 moves for a name, and an adapter of the
+# largest models has about 1000 names. A move takes about a microsecond.
+_MOST_MOVES = 400_000
 
 _TOKEN = re.compile(
     r"""

@@ -65,12 +65,11 @@ def read_peft(folder: Path, *, name: str) -> Lora:
     config = read_config(folder)
     decoder: dict[str, LowRank] = {}
     vision: dict[str, LowRank] = {}
-    for module, pair in _pairs(_open(folder), config):
-        own, is_decoder = _place(module)
+    for module, is_decoder, low_rank in _updates(_open(folder), config):
         kind = decoder if is_decoder else vision
-        if own in kind:
-            raise corrupt(f"{WEIGHTS_NAME} has two updates of {own}")
-        kind[own] = pair
+        if module in kind:
+            raise corrupt(f"{WEIGHTS_NAME} has two updates of {module}")
+        kind[module] = low_rank
     if not decoder and not vision:
         raise corrupt(f"{WEIGHTS_NAME} has no tensors")
     return Lora(name, lora_digest(decoder, vision), decoder, vision)
@@ -112,8 +111,8 @@ def _open(folder: Path) -> SafetensorsFile:
         raise AdapterCorrupt(_printable(error.message), hint=FETCH_AGAIN) from error
 
 
-def _pairs(file: SafetensorsFile, config: PeftConfig) -> Iterator[tuple[str, LowRank]]:
-    """Every module by its name in the checkpoint, with its update."""
+def _updates(file: SafetensorsFile, config: PeftConfig) -> Iterator[tuple[str, bool, LowRank]]:
+    """Every module by its name in a `Lora`, whether it is the decoder's, and its update."""
     tensors: dict[str, dict[str, str]] = {}
     for tensor in sorted(file):
         module, side = _module_of(tensor)
@@ -124,11 +123,12 @@ def _pairs(file: SafetensorsFile, config: PeftConfig) -> Iterator[tuple[str, Low
     if 2 * sum(math.prod(file.shape(tensor)) for tensor in file) > file.path.stat().st_size:
         raise corrupt(f"{WEIGHTS_NAME} has tensors that overlap")
     for module, sides in tensors.items():
+        own, is_decoder = _place(module)
         if missing := {"A", "B"} - sides.keys():
             raise corrupt(f"{WEIGHTS_NAME} has no lora_{missing.pop()} of {module}")
         if not config.targets(module):
             raise corrupt(f"{WEIGHTS_NAME} changes {module}, which the configuration does not name")
-        yield module, _low_rank(file, module, sides, config)
+        yield own, is_decoder, _low_rank(file, module, sides, config)
 
 
 def _module_of(tensor: str) -> tuple[str, str]:
