@@ -126,7 +126,7 @@ class AdapterStore:
                 version = new or self._publish(plan, target, progress)
                 remove_leftovers(version)
                 self._clear_staging(target)
-        return Installation(_installed(version), before, changed=new is None)
+                return Installation(_installed(version), before, changed=new is None)
 
     def resolve(self, name: str) -> InstalledAdapter:
         """The adapter of that name, its files there and as large as they should be.
@@ -167,10 +167,10 @@ class AdapterStore:
     def list(self) -> tuple[InstalledAdapter, ...]:
         """All installed adapters whose records can be read, by name."""
         found = []
-        for version in self._published():
-            with contextlib.suppress(AdapterCorrupt):
-                found.append(_installed(version))
-        return tuple(sorted(found, key=lambda adapter: adapter.name))
+        for place in self._places():
+            with contextlib.suppress(ModelCorrupt, AdapterCorrupt):
+                found.append(_settled(place, _installed))
+        return tuple(sorted(filter(None, found), key=lambda adapter: adapter.name))
 
     def shipped(self) -> tuple[InstalledAdapter, ...]:
         """The packs that ship, installed or not, by name. Raises AdapterCorrupt."""
@@ -262,23 +262,19 @@ class AdapterStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _current(self, target: Named | HubId, use: Callable[[Published], T]) -> T:
-        """Use what is in force; again, should another version take its place meanwhile."""
-        while True:
-            version = self._version(target)
-            try:
-                if _is_other(target, version):
-                    raise self._absent(target)
-                return use(version)
-            except (AdapterCorrupt, OSError):
-                if self._version(target).folder == version.folder:
-                    raise
+        """Use what is in force, if it is of the version that is asked for."""
+        wanted = target.version if isinstance(target, Named) else None
 
-    def _version(self, target: Named | HubId) -> Published:
+        def use_wanted(version: Published) -> T:
+            if wanted not in (None, _manifest(version).version):
+                raise self._absent(target)
+            return use(version)
+
         with _told_of_adapters(f"`edgevlm adapter install {target}` puts it right."):
-            version = published(self.root / target.key)
-        if version is None:
+            result = _settled(self.root / target.key, use_wanted)
+        if result is None:
             raise self._absent(target)
-        return version
+        return result
 
     def _whole(self, target: Named | HubId) -> Published | None:
         """What is in force, if all of it is as it was installed."""
@@ -331,11 +327,18 @@ def _manifest(version: Published) -> Manifest:
     return manifest_of(version.folder, version.name)
 
 
-def _is_other(target: Named | HubId, version: Published) -> bool:
-    """Whether another version is wanted."""
-    if not isinstance(target, Named) or target.version is None:
-        return False
-    return _manifest(version).version != target.version
+def _settled(place: Path, use: Callable[[Published], T]) -> T | None:
+    """Use what is in force at a place, and again should another version take its place meanwhile;
+    None where nothing is. Raises ModelCorrupt for its record, and what `use` does."""
+    version = published(place)
+    while version is not None:
+        try:
+            return use(version)
+        except (AdapterCorrupt, OSError):
+            before, version = version, published(place)
+            if version is not None and version.folder == before.folder:
+                raise
+    return None
 
 
 def _installed(version: Published) -> InstalledAdapter:
@@ -404,12 +407,15 @@ def _read(folder: Path, hashes: Mapping[str, str | None], name: str) -> Lora:
 def _verify(place: Path) -> Verification | None:
     try:
         version = published(place)
+        while version is not None:
+            wrong = altered(version, thorough=True)
+            before, version = version, published(place)
+            if not wrong or (version is not None and version.folder == before.folder):
+                files = len(before.manifest.files)
+                return Verification(before.name, before.folder, files, wrong)
     except ModelCorrupt:
         return Verification(place.name, place, 0, {MANIFEST: "can't be read"})
-    if version is None:
-        return None
-    wrong = altered(version, thorough=True)
-    return Verification(version.name, version.folder, len(version.manifest.files), wrong)
+    return None
 
 
 @contextlib.contextmanager
