@@ -9,10 +9,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import NotSupported, RuntimeFailed
+from edgevlm.runtimes.mlx_adapter import AdaptableDecoder, MlxAdapter, StandIns, standing_in
 from edgevlm.runtimes.mlx_cache import SequenceCache
 from edgevlm.runtimes.mlx_config import context_length, rope_fields
 from edgevlm.runtimes.mlx_loading import embeddings_owner, load
@@ -29,15 +31,24 @@ class MlxLanguageModel:
     runtime = "mlx"
 
     def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
+        self._name = files.name
         self._language: Any = None
+        self._layers: Sequence[Any] = ()
+        self._adaptable: AdaptableDecoder | None = None
         on_mlx_thread(self._load, files, options)
 
     def new_context(self) -> MlxContext:
         return on_mlx_thread(MlxContext, self)
 
+    def load_adapter(self, lora: Lora) -> MlxAdapter:
+        """Raises NotSupported for modules that can't be changed here, and AdapterMismatch for
+        modules or shapes that are not the decoder's."""
+        return on_mlx_thread(lambda: self.adaptable().load(lora))
+
     def close(self) -> None:
-        """Drop the weights; they go when no context holds them any more."""
-        self._language = None
+        """Drop the weights; they go when no context or adapter holds them any more."""
+        self._language = self._adaptable = None
+        self._layers = ()
 
     def new_cache(self) -> SequenceCache:
         return SequenceCache(self.opened())
@@ -46,7 +57,20 @@ class MlxLanguageModel:
         """Look ids up and join all parts: [1, n, d_model]."""
         return mx.concatenate([self._rows(part) for part in parts])[None]
 
-    def forward(self, cache: SequenceCache, embeddings: mx.array, positions: Positions) -> mx.array:
+    def adaptable(self) -> AdaptableDecoder:
+        """What adapters need to know of the decoder; found out when the first one comes."""
+        self.opened()
+        if self._adaptable is None:
+            self._adaptable = AdaptableDecoder(self._name, self._layers, self._build)
+        return self._adaptable
+
+    def forward(
+        self,
+        cache: SequenceCache,
+        embeddings: mx.array,
+        positions: Positions,
+        stand_ins: StandIns = (),
+    ) -> mx.array:
         """Build, but don't compute, the logits [n, n_vocab] of embeddings [1, n, d_model]."""
         count = embeddings.shape[1]
         options: dict[str, Any] = {}
@@ -54,7 +78,9 @@ class MlxLanguageModel:
             rows = positions.rows(cache.length, cache.length + count)
             options["position_ids"] = mx.array(rows)[:, None]
         ids = mx.zeros((1, count), mx.int32)
-        output = self.opened()(ids, inputs_embeds=embeddings, cache=cache.layers, **options)
+        language = self.opened()
+        with standing_in(stand_ins):
+            output = language(ids, inputs_embeds=embeddings, cache=cache.layers, **options)
         return output.logits[0]
 
     def look_up(self, ids: mx.array) -> mx.array:
@@ -69,18 +95,24 @@ class MlxLanguageModel:
     def _load(self, files: ModelFiles, options: LoadOptions) -> None:
         loaded = load(files)
         self._language = loaded.model.language_model
-        self._embed_tokens = embeddings_owner(loaded).embed_tokens
+        owner = embeddings_owner(loaded)
+        self._embed_tokens = owner.embed_tokens
+        self._layers = getattr(owner, "layers", ())
         self.n_embeddings: int = self._embed_tokens.weight.shape[0]
         loaded.materialise(self._language)
         self._m_rope = "mrope_section" in rope_fields(loaded.config)
         limit = context_length(loaded.folder, loaded.config, options)
         self.context_length = self.new_cache().capped(limit)
         # A first run finds what declarations don't say, and compiles the kernels.
-        embeddings = self.embed([np.zeros(1, np.int64)])
-        self._dtype = embeddings.dtype
-        logits = self.forward(self.new_cache(), embeddings, Positions())
+        embeddings, logits = self._build()
         mx.eval(logits)
+        self._dtype = embeddings.dtype
         self.n_vocab, self.d_model = logits.shape[-1], embeddings.shape[-1]
+
+    def _build(self) -> tuple[mx.array, mx.array]:
+        """Embeddings and logits of one token, as yet to be computed."""
+        embeddings = self.embed([np.zeros(1, np.int64)])
+        return embeddings, self.forward(self.new_cache(), embeddings, Positions())
 
     def _rows(self, part: Part) -> mx.array:
         rows = part.rows if isinstance(part, BlockEmbeddings) else part
@@ -98,6 +130,7 @@ class MlxContext:
         self._model = model
         self._cache: SequenceCache | None = model.new_cache()
         self._positions = Positions()
+        self._stand_ins: StandIns = ()
         self._guess: _Guess | None = None
         self._chosen = -1
 
@@ -123,8 +156,23 @@ class MlxContext:
         on_mlx_thread(self._cut, length)
         self.length = length
 
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Have every later `extend` add these adapters of the same model, and no others.
+
+        Raises AdapterMismatch for one in another model's memory, and RuntimeFailed for one
+        that was closed; the context then is as it was.
+        """
+        on_mlx_thread(self._use, adapters)
+
     def close(self) -> None:
         self._cache = self._guess = None
+        self._stand_ins = ()
+
+    def _use(self, adapters: Adapters) -> None:
+        stand_ins = self._model.adaptable().stand_ins(adapters) if adapters else ()
+        # A step that was begun ahead has the adapters of before.
+        self._cut(self.length)
+        self._stand_ins = stand_ins
 
     def _extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         cache = self._opened()
@@ -160,7 +208,7 @@ class MlxContext:
     def _begin(self, cache: SequenceCache, ids: mx.array) -> _Step:
         """Have one token computed. What is read of it is queued with it: an operation of its
         own would wait behind the step that is begun ahead."""
-        logits = self._model.forward(cache, self._model.look_up(ids)[None], self._positions)[-1]
+        logits = self._forward(cache, self._model.look_up(ids)[None])[-1]
         step = _Step(logits.astype(mx.float32), mx.argmax(logits))
         mx.async_eval(step.logits, step.likeliest)
         return step
@@ -173,13 +221,16 @@ class MlxContext:
         for start in range(0, last, _CHUNK):
             chunk = embeddings[:, start : min(start + _CHUNK, last)]
             before = cache.snapshot()
-            self._model.forward(cache, chunk, self._positions)
+            self._forward(cache, chunk)
             cache.compute(before, cancel)
-        logits = self._model.forward(cache, embeddings[:, last:], self._positions)[-1]
+        logits = self._forward(cache, embeddings[:, last:])[-1]
         row = _to_numpy(logits)
         self._chosen = int(row.argmax())
         mx.clear_cache()
         return row
+
+    def _forward(self, cache: SequenceCache, embeddings: mx.array) -> mx.array:
+        return self._model.forward(cache, embeddings, self._positions, self._stand_ins)
 
     def _cut(self, length: int) -> None:
         self._guess = None

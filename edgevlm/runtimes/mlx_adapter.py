@@ -1,0 +1,194 @@
+"""LoRA on MLX: low-rank updates beside the linear modules of a decoder.
+
+A graph is built wholly inside one call on the MLX thread. For that long, modules that add the
+updates of one context stand in for the decoder's own, and at any other time the decoder is the
+base: contexts with other adapters, or with none, never meet them, and no weight is written to.
+Call this on the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+
+from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Adapters, Lora, LowRank
+from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
+
+Module: TypeAlias = Callable[[mx.array], mx.array]
+# A [in, rank] and B [rank, out].
+Matrices: TypeAlias = tuple[mx.array, mx.array]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """Where a module hangs in the tree of a decoder."""
+
+    parent: dict[str, Any]
+    key: str
+    module: Module
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Linear:
+    """A module that maps [..., in_features] to [..., out_features]."""
+
+    place: Place
+    in_features: int
+    out_features: int
+    dtype: mx.Dtype
+
+
+StandIns: TypeAlias = Sequence[tuple[Place, Module]]
+
+
+@contextmanager
+def standing_in(stand_ins: StandIns) -> Iterator[None]:
+    """Have a graph that is built meanwhile go through these modules."""
+    try:
+        for place, stand_in in stand_ins:
+            place.parent[place.key] = stand_in
+        yield
+    finally:
+        for place, _ in stand_ins:
+            place.parent[place.key] = place.module
+
+
+class MlxAdapter:
+    """An adapter in MLX's memory.
+
+    `lora` is left without its matrices: kept twice, they would cost twice.
+    """
+
+    def __init__(
+        self, lora: Lora, decoder: AdaptableDecoder, matrices: Mapping[str, Matrices]
+    ) -> None:
+        self.lora = replace(lora, decoder={}, vision={})
+        self.decoder: AdaptableDecoder | None = decoder
+        self.matrices = matrices
+
+    def close(self) -> None:
+        """Let its memory go once no context uses it any more."""
+        self.decoder, self.matrices = None, {}
+
+
+class AdaptableDecoder:
+    """The linear modules of a decoder that adapters may change, by the checkpoint's names.
+
+    They are those that a forward pass, built by `build`, calls: beside a module whose weights
+    the decoder reads in some other way an update would be ignored in silence. Raises
+    NotSupported where it reads them so of any module that has such a name.
+    """
+
+    def __init__(self, model: str, layers: Sequence[Any], build: Callable[[], object]) -> None:
+        self._model = model
+        self._layers = [f"layers.{index}" for index in range(len(layers))]
+        self._linears: dict[str, Linear] = {}
+        places = _places(layers)
+        try:
+            with standing_in([(place, self._noting(name, place)) for name, place in places]):
+                build()
+        except AttributeError as error:
+            raise NotSupported(
+                f"The decoder of {model} can't take adapters on MLX: it goes past its modules.",
+                hint="Use another runtime, or a model whose adapter is merged into it.",
+            ) from error
+
+    def load(self, lora: Lora) -> MlxAdapter:
+        """Raises NotSupported, AdapterMismatch."""
+        if lora.vision:
+            raise NotSupported(
+                f"The adapter {lora.name} changes the vision tower, which MLX can't.",
+                hint="Use an adapter of the decoder alone.",
+            )
+        matrices = {}
+        for name, update in lora.decoder.items():
+            linear = self._find(lora, name)
+            self._check(lora, name, linear, update)
+            matrices[name] = _matrices(update, linear.dtype)
+        mx.eval(matrices)
+        return MlxAdapter(lora, self, matrices)
+
+    def stand_ins(self, adapters: Adapters) -> StandIns:
+        """Modules that add what these adapters do, each times its scale.
+
+        Raises AdapterMismatch for an adapter in another model's memory, and RuntimeFailed for
+        one that was closed.
+        """
+        terms: dict[str, list[tuple[Matrices, float]]] = {}
+        for adapter, scale in adapters.items():
+            name = adapter.lora.name
+            if not isinstance(adapter, MlxAdapter) or adapter.decoder not in (self, None):
+                raise AdapterMismatch(
+                    f"The adapter {name} was loaded for another model than {self._model}.",
+                    hint="Load it for this one.",
+                )
+            if adapter.decoder is None:
+                raise RuntimeFailed(f"The adapter {name} was closed.", hint="Load it again.")
+            for module, matrices in adapter.matrices.items():
+                terms.setdefault(module, []).append((matrices, scale))
+        places = {module: self._linears[module].place for module in terms}
+        return [(at, _adding(at.module, terms[module])) for module, at in places.items()]
+
+    def _noting(self, name: str, place: Place) -> Module:
+        def module(x: mx.array) -> mx.array:
+            y = place.module(x)
+            self._linears[name] = Linear(place, x.shape[-1], y.shape[-1], x.dtype)
+            return y
+
+        return module
+
+    def _find(self, lora: Lora, name: str) -> Linear:
+        if name in self._linears:
+            return self._linears[name]
+        if ".".join(name.split(".")[:2]) in self._layers:
+            raise NotSupported(
+                f"The adapter {lora.name} changes {name}, which {self._model} has no module of"
+                " its own for on MLX.",
+                hint="Use another runtime, or an adapter of fewer modules.",
+            )
+        raise AdapterMismatch(
+            f"The adapter {lora.name} changes {name}, and {self._model} has"
+            f" {len(self._layers)} layers.",
+            hint="Use an adapter that was made for this model.",
+        )
+
+    def _check(self, lora: Lora, name: str, linear: Linear, update: LowRank) -> None:
+        rank = update.rank
+        wanted = ((rank, linear.in_features), (linear.out_features, rank))
+        if (update.a.shape, update.b.shape) != wanted:
+            raise AdapterMismatch(
+                f"At {name} the adapter {lora.name} has matrices of {update.a.shape} and"
+                f" {update.b.shape}, {self._model} takes {wanted[0]} and {wanted[1]}.",
+                hint="Use an adapter that was made for this model.",
+            )
+
+
+def _places(layers: Sequence[Any]) -> Iterator[tuple[str, Place]]:
+    for index, layer in enumerate(layers):
+        for name in (*ATTENTION, *FEED_FORWARD):
+            group, _, key = name.rpartition(".")
+            # A module of MLX is the dictionary of what it holds.
+            parent = layer.get(group)
+            if isinstance(parent, dict) and key in parent:
+                yield f"layers.{index}.{name}", Place(parent, key, parent[key])
+
+
+def _matrices(update: LowRank, dtype: mx.Dtype) -> Matrices:
+    """In the type of what they are multiplied with. At 16 bits that rounds an update no more
+    than the layer rounds its own result, and half as much is read for every token."""
+    a, b = (mx.contiguous(mx.array(each.T).astype(dtype)) for each in (update.a, update.b))
+    return a, b
+
+
+def _adding(linear: Module, terms: Sequence[tuple[Matrices, float]]) -> Module:
+    def module(x: mx.array) -> mx.array:
+        y = linear(x)
+        for (a, b), scale in terms:
+            y = mx.addmm(y, x @ a, b, alpha=scale)
+        return y
+
+    return module
