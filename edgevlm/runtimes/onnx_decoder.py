@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 
+from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import NotSupported, RuntimeFailed
+from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.runtimes.onnx_adapter import AdapterInputs, OnnxAdapter
 from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
 from edgevlm.runtimes.onnx_layout import (
     cache_layout,
@@ -17,7 +20,8 @@ from edgevlm.runtimes.onnx_layout import (
     context_length,
     shared_buffer_label,
 )
-from edgevlm.runtimes.onnx_session import Array, Session, refusal, require_role
+from edgevlm.runtimes.onnx_rewrite import EXPORT_AGAIN, graph_with_adapter_inputs
+from edgevlm.runtimes.onnx_session import Array, OrtValue, Session, refusal, require_role
 
 # Positions of a prompt run at once: they bound the memory of activations and logits.
 _CHUNK = 512
@@ -37,6 +41,10 @@ class OnnxLanguageModel:
         self._decoder = Session(require_role(files, "decoder"), threads=options.threads)
         check_ports(self._embed_tokens, self._decoder)
         self._layout = cache_layout(self._decoder)
+        self._name = files.name
+        self._threads = options.threads
+        self._adapted: tuple[Session, AdapterInputs] | None = None
+        self._lock = Lock()
         self.context_length = context_length(files, options)
         mask = self._decoder.inputs["attention_mask"]
         self._ones = np.ones((1, self.context_length), mask.dtype)
@@ -45,9 +53,35 @@ class OnnxLanguageModel:
     def new_context(self) -> OnnxContext:
         return OnnxContext(self, self._new_cache())
 
+    def load_adapter(self, lora: Lora) -> OnnxAdapter:
+        """Keep an adapter's matrices for contexts to add.
+
+        A graph without inputs for them is loaded a second time, with such inputs, for the first
+        adapter (`onnx_rewrite`): contexts that add one run that, the others the graph as it
+        came. Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit.
+        """
+        if lora.vision:
+            raise NotSupported(
+                f"The adapter {lora.name} changes the vision tower, which ONNX Runtime can't.",
+                hint="Use one for the text model alone.",
+            )
+        _, inputs = self._with_inputs()
+        inputs.check(lora, self._name)
+        return OnnxAdapter(lora, inputs)
+
+    def adding(self, adapters: Adapters) -> tuple[Session, Mapping[str, OrtValue]]:
+        """What runs with these adapters, and what it is fed for them."""
+        used = {adapter: scale for adapter, scale in adapters.items() if scale}
+        if not used:
+            return self._decoder, {}
+        session, inputs = self._with_inputs()
+        return session, inputs.join(used)
+
     def close(self) -> None:
         self._embed_tokens.close()
         self._decoder.close()
+        if self._adapted is not None:
+            self._adapted[0].close()
 
     def embed(self, parts: Sequence[Part]) -> Array:
         """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
@@ -83,6 +117,25 @@ class OnnxLanguageModel:
         (port,) = self._embed_tokens.inputs.values()
         rows = self._embed_tokens.call({port.name: ids[None].astype(port.dtype, copy=False)})
         return rows.reshape(len(ids), -1)
+
+    def _with_inputs(self) -> tuple[Session, AdapterInputs]:
+        with self._lock:
+            if self._adapted is None:
+                decoder = self._decoder
+                if not decoder.optional:
+                    decoder = self._load_with_inputs()
+                self._adapted = decoder, AdapterInputs(decoder, self._layout)
+            return self._adapted
+
+    def _load_with_inputs(self) -> Session:
+        path = self._decoder.path
+        graph = graph_with_adapter_inputs(path)
+        try:
+            return Session(path, self._threads, graph)
+        except ModelCorrupt as error:  # sound before, so it is our change that it can't take
+            raise NotSupported(
+                f"{path.name} takes no adapters, and can't be changed to.", hint=EXPORT_AGAIN
+            ) from error
 
     def _new_cache(self) -> KvCache:
         if self.in_place:
@@ -157,6 +210,13 @@ class OnnxContext:
             raise ValueError(f"can't cut {self.length} positions to {length}")
         self._opened().truncate(length)
         self.length = length
+
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Add these of the same model from the next `extend` on; with none it is the base.
+
+        Raises ValueError for those of another model, RuntimeFailed for closed ones.
+        """
+        self._opened().feed(*self._model.adding(adapters))
 
     def close(self) -> None:
         self._cache = None

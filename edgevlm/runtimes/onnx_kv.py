@@ -9,7 +9,7 @@ concatenate: the present of one step, handed on as it is, is the past of the nex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.runtimes.onnx_layout import CacheLayout
@@ -30,17 +30,19 @@ class KvCache(Protocol):
     def truncate(self, length: int) -> None:
         """Keep the first `length` positions."""
 
+    def feed(self, session: Session, tensors: Mapping[str, OrtValue]) -> None:
+        """Run `session` from now on, a graph of the same layout, with these optional inputs."""
+
 
 class SharedCache:
     """One buffer for past and present, doubled as the sequence grows."""
 
     def __init__(self, session: Session, layout: CacheLayout, limit: int) -> None:
-        self._session = session
         self._layout = layout
         self._limit = limit
         self._capacity = 0
         self.buffers = layout.empty(0)
-        self._binding = session.new_binding()
+        self.feed(session, {})
 
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         if total > self._capacity:
@@ -64,27 +66,38 @@ class SharedCache:
         for old, new in zip(self.buffers, grown, strict=True):
             new[:, :, :filled] = old[:, :, :filled]
         self.buffers, self._capacity = grown, capacity
+        self._binding = self._bind()
+
+    def feed(self, session: Session, tensors: Mapping[str, OrtValue]) -> None:
+        self._session, self._tensors = session, tensors
+        self._binding = self._bind()
+
+    def _bind(self) -> Any:
+        binding = self._session.new_binding()
         # The order of binding is the order of outputs, and the logits come first.
-        self._binding = self._session.new_binding()
-        self._binding.bind_output("logits", "cpu")
+        binding.bind_output("logits", "cpu")
         for past, present, buffer in zip(
-            self._layout.past, self._layout.present, grown, strict=True
+            self._layout.past, self._layout.present, self.buffers, strict=True
         ):
             value = to_ort(buffer)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        for name, value in self._tensors.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
 
 
 class ChainedCache:
     """The outputs of the last run, which are the inputs of the next."""
 
     def __init__(self, session: Session, layout: CacheLayout) -> None:
-        self._session = session
         self._layout = layout
         self._past: list[OrtValue] = [to_ort(array) for array in layout.empty(0)]
+        self.feed(session, {})
 
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         values = {name: to_ort(array) for name, array in feeds.items()}
+        values.update(self._tensors)
         values.update(zip(self._layout.past, self._past, strict=True))
         logits, *self._past = self._session.run(
             ["logits", *self._layout.present], values, cancel, release=total - length > 1
@@ -95,3 +108,6 @@ class ChainedCache:
         if not self._past or self._past[0].shape()[2] <= length:
             return
         self._past = [to_ort(as_array(value)[:, :, :length].copy()) for value in self._past]
+
+    def feed(self, session: Session, tensors: Mapping[str, OrtValue]) -> None:
+        self._session, self._tensors = session, tensors

@@ -32,7 +32,10 @@ _DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
+# How the names of inputs begin that take adapters.
+ADAPTER_INPUTS = "lora."
 _FATAL_ONLY = 4
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
@@ -48,16 +51,27 @@ class Port:
 class Session:
     """A loaded graph, which several threads may run at once.
 
+    `graph` stands for what the file at `path` says, and takes its weights from beside it.
+    `optional` are the inputs of adapters (`onnx_adapter`), which a run may leave out.
     Raises ModelCorrupt, NotSupported or DoesNotFit when the file can't be loaded.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, graph: bytes | None = None) -> None:
         self.path = path
         _map_large_blocks()
+        options = session_options(threads)
+        if graph is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
         with _loading(path):
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), session_options(threads), providers=["CPUExecutionProvider"]
+                graph or str(path), options, providers=["CPUExecutionProvider"]
             )
+        overridable = self._session.get_overridable_initializers()
+        self.optional = {
+            node.name: _port(node, path)
+            for node in overridable
+            if node.name.startswith(ADAPTER_INPUTS)
+        }
         self.inputs = {node.name: _port(node, path) for node in self._session.get_inputs()}
         self.outputs = {node.name: _port(node, path) for node in self._session.get_outputs()}
 

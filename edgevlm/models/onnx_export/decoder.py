@@ -13,9 +13,18 @@ import numpy as np
 
 from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export.graph import Graph, Shape
+from edgevlm.models.onnx_export.linear import low_rank
 from edgevlm.models.onnx_export.operators import FusedOperators, Operators, StandardOperators
 
 Attention = Literal["plain", "gqa"]
+
+# What adapters call the products of a layer, computed as one or alone.
+ADAPTED = {
+    "qkv": "self_attn.qkv_proj",
+    "o": "self_attn.o_proj",
+    "gate_up": "mlp.gate_up_proj",
+    "down": "mlp.down_proj",
+}
 
 
 class DecoderWeights(Protocol):
@@ -42,6 +51,7 @@ def decoder_graph(
     *,
     attention: Attention,
     last_logits_only: bool,
+    adapters: bool,
 ) -> tuple[Graph, dict[str, str]]:
     """Build the merged decoder; returns the graph and its metadata for the runtime.
 
@@ -49,6 +59,9 @@ def decoder_graph(
     `position_ids` int64 [B, S], past and present float32 [B, kv, length, head_dim]:
     `logits` float32 [B, S, V], or [B, 1, V] with `last_logits_only`. With "gqa"
     several sequences are padded on the right and prefilled from an empty past.
+
+    With `adapters` every product of a layer takes an update of low rank: a pair of inputs
+    `lora.layers.{i}.{name}.a|b`, the names as in `ADAPTED`, which may be left out (`low_rank`).
     """
     graph = Graph("decoder_model_merged")
     x = graph.input("inputs_embeds", np.float32, ["batch", "sequence", config.hidden_size])
@@ -60,7 +73,7 @@ def decoder_graph(
             graph.input(f"past_key_values.{layer}.{part}", np.float32, shape)
     dialect = FusedOperators if attention == "gqa" else StandardOperators
     operators = dialect(graph, config, *weights.rotary(graph))
-    logits = _layers(graph, x, config, weights, operators, last_logits_only)
+    logits = _layers(graph, x, config, weights, operators, last_logits_only, adapters)
     rows: int | str = 1 if last_logits_only else "sequence"
     graph.output(logits, "logits", np.float32, ["batch", rows, config.vocab_size])
     for layer in range(config.n_layers):
@@ -83,17 +96,24 @@ def _layers(
     weights: DecoderWeights,
     operators: Operators,
     last_logits_only: bool,
+    adapters: bool,
 ) -> str:
+    def project(x: str, layer: int, group: str) -> str:
+        y = weights.project(graph, x, layer, group)
+        if not adapters:
+            return y
+        return low_rank(graph, x, y, f"layers.{layer}.{ADAPTED[group]}", *config.group_size(group))
+
     skip: str | None = None
     for layer in range(config.n_layers):
         with graph.scope(f"layers.{layer}"):
             y, x = operators.norm(x, skip, weights.norm(graph, f"layers.{layer}.input_layernorm"))
-            y = operators.attend(weights.project(graph, y, layer, "qkv"), layer)
-            skip = weights.project(graph, y, layer, "o")
+            y = operators.attend(project(y, layer, "qkv"), layer)
+            skip = project(y, layer, "o")
             norm = weights.norm(graph, f"layers.{layer}.post_attention_layernorm")
             y, x = operators.norm(x, skip, norm)
-            y = operators.gate(weights.project(graph, y, layer, "gate_up"))
-            skip = weights.project(graph, y, layer, "down")
+            y = operators.gate(project(y, layer, "gate_up"))
+            skip = project(y, layer, "down")
     if last_logits_only:
         last = graph.constant([-1])
         x = graph.node("Gather", x, last, axis=1)

@@ -46,6 +46,7 @@ def export_onnx(
     last_logits_only: bool = True,
     exact: bool = False,
     suffixes: bool = False,
+    adapters: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Write `target/onnx/{vision_encoder,embed_tokens,decoder_model_merged}.onnx`
@@ -54,8 +55,10 @@ def export_onnx(
     `decoder_bits` 32, 16, 8 or 4 and `vision_bits` 32, 16 or 8 are the widths of the
     weights. At 4 bits `exact` keeps activations at 32 bits, which moves no first choice and
     decodes at about 0.75 of the speed. `suffixes` says the widths in the files' names, and
-    goes on where an earlier call has ended: what has its name is whole. Raises ModelCorrupt,
-    NotSupported, and UsageError for other widths.
+    goes on where an earlier call has ended: what has its name is whole. With `adapters` the
+    decoder takes some as inputs, and computes the same bits without.
+
+    Raises ModelCorrupt, NotSupported, and UsageError for other widths.
     """
     for part, bits in (("decoder", decoder_bits), ("vision", vision_bits)):
         if bits not in BITS[part]:
@@ -71,7 +74,11 @@ def export_onnx(
             "decoder_model_merged",
             decoder_bits,
             lambda: decoder_graph(
-                config.text, decoder, attention=attention, last_logits_only=last_logits_only
+                config.text,
+                decoder,
+                attention=attention,
+                last_logits_only=last_logits_only,
+                adapters=adapters,
             ),
         ),
         ("embed_tokens", table_bits, lambda: (_embed_graph(config.text, decoder, table_bits), {})),

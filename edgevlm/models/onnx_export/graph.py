@@ -52,6 +52,10 @@ class Graph:
         self._inputs.append(_value_info(name, dtype, shape))
         return name
 
+    def optional_input(self, name: str, default: NDArray[Any], shape: Shape) -> str:
+        """An input that is `default` where a run leaves it out."""
+        return self.weight(self.input(name, default.dtype, shape), default)
+
     def output(self, value: str, name: str, dtype: Any, shape: Shape) -> None:
         """Publish `value` as the graph output `name`."""
         if value != name:

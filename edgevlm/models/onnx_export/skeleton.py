@@ -32,17 +32,23 @@ def write_skeletons(
     accuracy_level: int = FLOAT_ACTIVATIONS,
     head_accuracy_level: int = INT8_ACTIVATIONS,
     last_logits_only: bool = True,
+    adapters: bool = False,
 ) -> None:
     """Write `embed_tokens.onnx` and `decoder_model_merged.onnx` into `folder`.
 
     `accuracy_level` 4 rounds activations to 8 bits, which moves 3% of the first choices
     (tests/bench/four_bit.py); 1 keeps them at 32. The head has 8-bit weights, and they no fast
     kernel at level 1: at level 4 its likeliest logits are computed again with activations as
-    they are, where the other layers have them so.
+    they are, where the other layers have them so. `adapters` adds inputs for some
+    (`decoder_graph`), beside the one that is among the weights.
     """
     weights = SkeletonWeights(shape, ranks, accuracy_level, head_accuracy_level)
     graph, metadata = decoder_graph(
-        shape, weights, attention="gqa", last_logits_only=last_logits_only
+        shape,
+        weights,
+        attention="gqa",
+        last_logits_only=last_logits_only,
+        adapters=adapters,
     )
     metadata["edgevlm.bits"] = "4"
     graph.save(folder / "decoder_model_merged.onnx", metadata)

@@ -1,0 +1,301 @@
+"""Adapters on ONNX Runtime: merged weights on transformers say what they must do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from lora_factory import random_lora
+from numpy.typing import NDArray
+from smolvlm_factory import load_reference
+
+from edgevlm.engine.adapter import Lora, LowRank
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import LoadOptions, ModelFiles
+from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
+from edgevlm.models.onnx_export import export_onnx
+from edgevlm.models.onnx_export.quantize import dequantize_blocks, quantize_blocks
+from edgevlm.runtimes.onnx_decoder import OnnxContext, OnnxLanguageModel
+
+IDS = np.random.default_rng(0).integers(3, 300, 40)
+Scaled = Sequence[tuple[Lora, float]]
+EXPORTS: dict[str, dict[str, Any]] = {
+    "gqa": {"attention": "gqa"},
+    "plain": {"attention": "plain"},
+    "gqa, inputs added": {"attention": "gqa", "adapters": False},
+    "plain, inputs added": {"attention": "plain", "adapters": False},
+}
+
+
+def load(folder: Path) -> OnnxLanguageModel:
+    roles = {
+        "embed_tokens": folder / "onnx" / "embed_tokens.onnx",
+        "decoder": folder / "onnx" / "decoder_model_merged.onnx",
+    }
+    return OnnxLanguageModel(ModelFiles("random", folder, roles), LoadOptions(threads=1))
+
+
+def logits(context: OnnxContext, ids: NDArray[np.int64] = IDS) -> NDArray[np.float32]:
+    """Those of the last of `ids`, prefilled and then decoded one by one, from nothing."""
+    context.truncate(0)
+    context.extend([ids[:-3]], Cancel())
+    return [context.extend([ids[i : i + 1]], Cancel()) for i in range(len(ids) - 3, len(ids))][-1]
+
+
+@torch.no_grad()
+def merged_logits(source: Path, adapters: Scaled, bits: int = 32) -> NDArray[np.float32]:
+    """transformers with the adapters in its weights, these on their grid before."""
+    model = load_reference(source)
+    text = model.model.text_model
+    if bits == 4:
+        for name, module in text.named_modules():
+            if name.endswith(("_proj", "embed_tokens")):
+                _put_on_grid(module.weight, 8 if name == "embed_tokens" else 4)
+        _put_on_grid(model.lm_head.weight, 8)
+    for lora, scale in adapters:
+        for name, update in lora.decoder.items():
+            weight = text.get_submodule(name).weight
+            weight += scale * torch.from_numpy(update.b) @ torch.from_numpy(update.a)
+    found: NDArray[np.float32] = model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1].numpy()
+    return found
+
+
+def _put_on_grid(weight: Any, bits: int) -> None:
+    levels, scales = quantize_blocks(weight.numpy(), bits)
+    weight.copy_(torch.from_numpy(dequantize_blocks(levels, scales, bits)))
+
+
+@pytest.fixture(scope="module", params=EXPORTS)
+def model(
+    request: pytest.FixtureRequest, smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OnnxLanguageModel]:
+    folder = tmp_path_factory.mktemp("exported")
+    export_onnx(smolvlm_source, folder, **EXPORTS[request.param])
+    model = load(folder)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def mixes(smolvlm_source: Path) -> Mapping[str, Scaled]:
+    rank_8 = random_lora(smolvlm_source, name="rank-8")
+    # Two layers of the text, so that `layers.1` has ranks of its own.
+    pattern = {r"layers\.1\.self_attn\.q_proj": 4, "up_proj": 2, "down_proj": 24}
+    rank_16 = random_lora(smolvlm_source, name="rank-16", rank=16, rank_pattern=pattern, seed=1)
+    values = random_lora(smolvlm_source, name="values", targets=["v_proj", "gate_proj"], seed=2)
+    return {
+        "rank 8": [(rank_8, 1.0)],
+        "rank 16 with exceptions": [(rank_16, 1.0)],
+        "some modules": [(values, 1.0)],
+        "two with scales": [(rank_8, 0.75), (rank_16, -0.5)],
+        "three": [(rank_8, 0.3), (rank_16, 0.6), (values, 2.0)],
+    }
+
+
+@pytest.fixture(scope="module")
+def merged(mixes: Mapping[str, Scaled], smolvlm_source: Path) -> Mapping[str, NDArray[np.float32]]:
+    return {name: merged_logits(smolvlm_source, mix) for name, mix in mixes.items()}
+
+
+def use(model: OnnxLanguageModel, context: OnnxContext, adapters: Scaled) -> None:
+    context.use_adapters({model.load_adapter(lora): scale for lora, scale in adapters})
+
+
+@pytest.mark.parametrize(
+    "mix", ["rank 8", "rank 16 with exceptions", "some modules", "two with scales", "three"]
+)
+def test_as_if_merged(
+    model: OnnxLanguageModel,
+    mixes: Mapping[str, Scaled],
+    merged: Mapping[str, NDArray[np.float32]],
+    mix: str,
+) -> None:
+    context = model.new_context()
+    base = logits(context)
+    use(model, context, mixes[mix])
+    found = logits(context)
+    np.testing.assert_allclose(found, merged[mix], atol=1e-3)
+    assert np.abs(found - base).max() > 0.5
+    context.use_adapters({})
+    np.testing.assert_array_equal(logits(context), base)
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_as_if_merged_into_dequantised_weights(
+    mixes: Mapping[str, Scaled],
+    merged: Mapping[str, NDArray[np.float32]],
+    smolvlm_source: Path,
+    tmp_path: Path,
+    adapters: bool,
+) -> None:
+    export_onnx(smolvlm_source, tmp_path, decoder_bits=4, exact=True, adapters=adapters)
+    model = load(tmp_path)
+    context = model.new_context()
+    mix = mixes["two with scales"]
+    use(model, context, mix)
+    found, expected = logits(context), merged_logits(smolvlm_source, mix, bits=4)
+    # The head computes the likeliest exactly, and leaves the others their rounding.
+    likeliest = np.argsort(expected)[-40:]
+    np.testing.assert_allclose(found[likeliest], expected[likeliest], atol=1e-3)
+    assert np.abs(found - merged["two with scales"]).max() > 0.1  # not at 32 bits
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("attention", ["gqa", "plain"])
+def test_inputs_that_are_left_out_change_no_bit(
+    smolvlm_source: Path, tmp_path: Path, attention: Any, bits: int
+) -> None:
+    rows = []
+    for adapters in (True, False):
+        folder = tmp_path / str(adapters)
+        export_onnx(
+            smolvlm_source, folder, attention=attention, decoder_bits=bits, adapters=adapters
+        )
+        rows.append(logits(load(folder).new_context()))
+    np.testing.assert_array_equal(*rows)
+
+
+def test_inputs_are_named_for_their_modules(smolvlm: Path) -> None:
+    graph = onnx.load(smolvlm / "onnx" / "decoder_model_merged.onnx").graph
+    inputs = {
+        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if value.name.startswith("lora.layers.1.")
+    }
+    name = "lora.layers.1."
+    assert inputs == {
+        f"{name}self_attn.qkv_proj.a": [64, f"{name}self_attn.qkv_proj.rank"],
+        f"{name}self_attn.qkv_proj.b": [f"{name}self_attn.qkv_proj.rank", 128],
+        f"{name}self_attn.o_proj.a": [64, f"{name}self_attn.o_proj.rank"],
+        f"{name}self_attn.o_proj.b": [f"{name}self_attn.o_proj.rank", 64],
+        f"{name}mlp.gate_up_proj.a": [64, f"{name}mlp.gate_up_proj.rank"],
+        f"{name}mlp.gate_up_proj.b": [f"{name}mlp.gate_up_proj.rank", 256],
+        f"{name}mlp.down_proj.a": [128, f"{name}mlp.down_proj.rank"],
+        f"{name}mlp.down_proj.b": [f"{name}mlp.down_proj.rank", 64],
+    }
+
+
+def test_contexts_have_adapters_of_their_own(
+    model: OnnxLanguageModel, mixes: Mapping[str, Scaled]
+) -> None:
+    chosen: list[Scaled] = [[], mixes["rank 8"], mixes["some modules"], mixes["rank 8"]]
+    alone, together = [], [model.new_context() for _ in chosen]
+    for mix in chosen:
+        context = model.new_context()
+        use(model, context, mix)
+        alone.append([context.extend([IDS[i : i + 1]], Cancel()) for i in range(8)])
+    for context, mix in zip(together, chosen, strict=True):
+        use(model, context, mix)
+    for i in range(8):
+        for context, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(context.extend([IDS[i : i + 1]], Cancel()), expected[i])
+
+
+def test_a_change_amid_a_sequence_keeps_what_was_computed(
+    model: OnnxLanguageModel, mixes: Mapping[str, Scaled]
+) -> None:
+    context = model.new_context()
+    # More than the buffers of the cache hold at first, so that they grow after the change.
+    ids = np.resize(IDS, 700)
+    context.extend([ids[:300]], Cancel())
+    use(model, context, mixes["rank 8"])
+    changed = context.extend([ids[300:]], Cancel())
+    use(model, context, mixes["rank 8"])
+    context.truncate(300)
+    np.testing.assert_array_equal(context.extend([ids[300:]], Cancel()), changed)
+    context.truncate(0)
+    fresh = context.extend([ids], Cancel())
+    assert np.abs(fresh - changed).max() > 1e-3
+    context.use_adapters({})
+    context.truncate(0)
+    context.extend([ids[:300]], Cancel())
+    use(model, context, mixes["rank 8"])
+    np.testing.assert_array_equal(context.extend([ids[300:]], Cancel()), changed)
+
+
+def test_the_order_of_adapters_moves_no_bit(
+    model: OnnxLanguageModel, mixes: Mapping[str, Scaled]
+) -> None:
+    rows = []
+    for mix in (mixes["three"], mixes["three"][::-1]):
+        context = model.new_context()
+        use(model, context, mix)
+        rows.append(logits(context))
+    np.testing.assert_array_equal(*rows)
+
+
+def test_an_adapter_is_kept_once_and_joined_once(
+    model: OnnxLanguageModel, mixes: Mapping[str, Scaled]
+) -> None:
+    ((lora, _),) = mixes["rank 8"]
+    adapter = model.load_adapter(lora)
+    assert adapter.lora is lora
+    _, first = model.adding({adapter: 0.5})
+    _, second = model.adding({adapter: 0.5})
+    assert first is second
+    assert model.adding({adapter: 0.0})[1] == {} == model.adding({})[1]
+
+
+def changed(lora: Lora, module: str, update: LowRank) -> Lora:
+    return Lora("strange", "0" * 64, {**lora.decoder, module: update}, {})
+
+
+def update(in_features: int, out_features: int) -> LowRank:
+    return LowRank(np.ones((2, in_features), np.float32), np.ones((out_features, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("module", "strange", "message"),
+    [
+        ("layers.0.self_attn.q_proj", update(96, 64), "from 96 to 64 .* random goes from 64 to 64"),
+        ("layers.0.self_attn.k_proj", update(64, 64), "from 64 to 64 .* random goes from 64 to 32"),
+        ("layers.1.mlp.down_proj", update(64, 128), "from 64 to 128 .* from 128 to 64"),
+        ("layers.2.mlp.up_proj", update(64, 128), r"strange changes layers\.2\.mlp\.up_proj,"),
+        ("layers.0.mlp.experts.0.up_proj", update(64, 128), "random doesn't have"),
+    ],
+)
+def test_refuses_adapters_of_another_base(
+    model: OnnxLanguageModel,
+    mixes: Mapping[str, Scaled],
+    module: str,
+    strange: LowRank,
+    message: str,
+) -> None:
+    context = model.new_context()
+    use(model, context, mixes["rank 8"])
+    expected = logits(context)
+    with pytest.raises(AdapterMismatch, match=message):
+        model.load_adapter(changed(mixes["rank 8"][0][0], module, strange))
+    np.testing.assert_array_equal(logits(context), expected)
+
+
+def test_refuses_changes_of_the_vision_tower(
+    model: OnnxLanguageModel, smolvlm_source: Path
+) -> None:
+    tower = {"model.vision_model.encoder.layers.0.self_attn.q_proj": (32, 32)}
+    with pytest.raises(NotSupported, match="looks changes the vision tower"):
+        model.load_adapter(random_lora(smolvlm_source, name="looks", extra=tower))
+
+
+def test_refuses_what_is_closed_or_of_another_model(
+    model: OnnxLanguageModel, mixes: Mapping[str, Scaled], smolvlm: Path
+) -> None:
+    ((lora, _),) = mixes["rank 8"]
+    adapter, other = model.load_adapter(lora), load(smolvlm)
+    context = model.new_context()
+    context.use_adapters({adapter: 1.0})
+    expected = logits(context)
+    with pytest.raises(ValueError, match="another model"):
+        other.new_context().use_adapters({adapter: 1.0})
+    adapter.close()
+    assert adapter.lora.name == "rank-8"
+    assert adapter.lora.n_bytes == 0
+    np.testing.assert_array_equal(logits(context), expected)
+    with pytest.raises(RuntimeFailed, match="rank-8 was closed"):
+        context.use_adapters({adapter: 0.5})
+    np.testing.assert_array_equal(logits(context), expected)
