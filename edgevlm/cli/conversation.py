@@ -43,7 +43,9 @@ def converse(
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
-    click.secho(f"{session.model.name} on {_where(session)}. /help lists commands.", dim=True)
+    on = _on(session)
+    where = f"{session.model.name} on {_where(session)}{f' with {on}' if on else ''}"
+    click.secho(f"{where}. /help lists commands.", dim=True)
     talk = _Conversation(session, reopen, pictures, options, video)
     if pictures or video:
         talk.answer("")
@@ -77,6 +79,10 @@ def _is_command(line: str) -> bool:
 
 def _where(session: Session) -> str:
     return " and ".join(sorted(set(session.model.runtime.values())))
+
+
+def _on(session: Session) -> str:
+    return ", ".join(_typed(name, scale) for name, scale in session.adapters.items())
 
 
 class _Conversation:
@@ -156,8 +162,7 @@ class _Conversation:
     def _do_adapter(self, names: str) -> None:
         if names:
             self._session.use_adapters([] if names == "none" else names.split())
-        on = [_typed(name, scale) for name, scale in self._session.adapters.items()]
-        click.echo(f"On: {', '.join(on) or 'none'}.")
+        click.echo(f"On: {_on(self._session) or 'none'}.")
         if not names:
             installed = [a.name for a in AdapterStore(self._session.settings).list()]
             click.echo(f"Installed: {', '.join(installed) or 'none'}.")

@@ -111,6 +111,7 @@ def test_amid_a_conversation(
     with open_session("") as session:
         converse(session, open_session, [], {"max_tokens": 2})
     out, err = capsys.readouterr()
+    assert "on llamacpp. /help" in out
     assert [line for line in out.splitlines() if line.startswith(("On:", "Installed:"))] == [
         "On: none.",
         "Installed: one.",
@@ -124,6 +125,19 @@ def test_amid_a_conversation(
     receipts = [line for line in err.splitlines() if "first token" in line]
     assert [" one:0.5 ·" in receipts[0], " one · two:-2 ·" in receipts[1]] == [True, True]
     assert err.count("error: ") == err.count("hint: ") == 3
+
+
+def test_a_conversation_begins_with_those_of_the_command_line(
+    smolvlm_everywhere: Path,
+    packs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "/quit")
+    adapters = [f"{packs / 'one'}:0.5", str(packs / "two")]
+    with Session(str(smolvlm_everywhere), runtime="llamacpp", adapter=adapters) as session:
+        converse(session, Session, [], {})
+    assert "on llamacpp with one:0.5, two. /help" in capsys.readouterr().out
 
 
 def test_help_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
