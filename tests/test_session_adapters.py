@@ -40,7 +40,7 @@ from edgevlm.errors import (
 )
 from edgevlm.messages import ActiveAdapter, Reply
 
-RUNTIMES = ("llamacpp",)
+RUNTIMES = ("llamacpp", "mlx", "onnx")
 SYSTEM = "Answer in one word."
 QUESTION, NEXT = "What is in the picture?", "And what colour is it?"
 
@@ -401,6 +401,21 @@ def test_what_can_not_be_meant_is_refused(session: Session, packs: Path) -> None
 def test_a_name_that_nobody_knows_costs_no_model() -> None:
     with pytest.raises(UnknownAdapter, match="medcial"):
         Session("/no/such/folder", adapter="medcial:0.5")
+
+
+def test_a_session_that_fails_lets_its_model_go(
+    smolvlm_everywhere: Path,
+    smolvlm_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = []
+    close = Model.close
+    monkeypatch.setattr(Model, "close", lambda model: (closed.append(model), close(model)))
+    another_base(tmp_path / "bad", smolvlm_source)
+    with pytest.raises(AdapterMismatch):
+        Session(str(smolvlm_everywhere), runtime="llamacpp", adapter=tmp_path / "bad")
+    assert len(closed) == 1
 
 
 def test_an_installed_adapter_goes_by_its_name(model: Model, packs: Path) -> None:
