@@ -28,6 +28,7 @@ from edgevlm.errors import (
     ModelCorrupt,
     ModelUnavailable,
     NoSpace,
+    NotSupported,
     Offline,
     UnknownAdapter,
     UnknownModel,
@@ -277,10 +278,12 @@ class AdapterStore:
         return result
 
     def _whole(self, target: Named | HubId) -> Published | None:
-        """What is in force, if all of it is as it was installed."""
-        with contextlib.suppress(ModelCorrupt, AdapterCorrupt):
+        """What is in force, if all of it is as it was installed and can be read."""
+        with contextlib.suppress(ModelCorrupt, AdapterCorrupt, NotSupported):
             version = published(self.root / target.key)
-            return None if version is None else _sound(version, thorough=True)
+            if version is not None:
+                _manifest(version)
+                return _sound(version, thorough=True)
         return None
 
     def _places(self) -> Sequence[Path]:
