@@ -7,13 +7,15 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from lora_factory import write_peft
 from pack_factory import SMALL, change_manifest, contents, make_pack, seal
 from recorder import Recorder
 
-from edgevlm.adapters import catalog
+from edgevlm.adapters import catalog, store
 from edgevlm.adapters.manifest import manifest_of
 from edgevlm.adapters.peft import read_peft
 from edgevlm.adapters.plan import files_in
@@ -26,7 +28,7 @@ from edgevlm.errors import (
     NotSupported,
     UnknownAdapter,
 )
-from edgevlm.models import disk
+from edgevlm.models import disk, publish
 from edgevlm.models.receive import hash_file
 from edgevlm.settings import Settings
 
@@ -383,6 +385,39 @@ def test_what_changes_while_it_is_copied_is_not_put_in_place(
         adapters.install(str(folder), progress=Meddler())
     assert adapters.list() == ()
     assert left_of(home) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [(publish, "_in_force"), (store, "manifest_of"), (store, "altered"), (store, "read_peft")],
+)
+@pytest.mark.parametrize("use", ["load", "list", "verify"])
+def test_what_is_replaced_while_it_is_looked_at_is_looked_at_again(
+    adapters: AdapterStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    part: str,
+    use: str,
+) -> None:
+    old, new = (make_pack(tmp_path / f"v{n}", name="mine", seed=n) for n in range(2))
+    adapters.install(str(old))
+    real = getattr(module, part)
+
+    def amid_a_replacement(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(module, part, real)
+        stale = real(*arguments, **options) if part == "_in_force" else None
+        adapters.install(str(new))
+        return stale or real(*arguments, **options)
+
+    monkeypatch.setattr(module, part, amid_a_replacement)
+    if use == "load":
+        digests = [read_peft(folder, name="x").digest for folder in (old, new)]
+        assert adapters.load("mine").digest in digests
+    elif use == "list":
+        assert [adapter.name for adapter in adapters.list()] == ["mine"]
+    else:
+        assert [dict(result.altered) for result in adapters.verify("mine")] == [{}]
 
 
 def test_every_pack_that_ships_is_sound() -> None:
