@@ -101,8 +101,10 @@ def _swaps(
     context = _filled(language, arguments.prompt)
     step = _step(context, arguments.prompt)
     calls, felt, before = [], [], 0
-    for index in range(arguments.swaps + 20):
-        if index == 20:
+    # A heap takes a while until it has what comes and goes.
+    warm_up = arguments.swaps // 4
+    for index in range(warm_up + arguments.swaps):
+        if index == warm_up:
             calls, felt, before = [], [], _held()
         call_ms, _ = _timed(lambda chosen=sets[index % 2]: context.use_adapters(chosen))
         next_ms, _ = _timed(step)
