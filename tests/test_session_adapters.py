@@ -11,6 +11,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -229,6 +230,11 @@ def test_sessions_on_one_model_hold_different_adapters(model: Model, packs: Path
             next(stream, None)
     for stream, reply in zip(streams, alone, strict=True):
         assert same(stream.reply, reply)
+    for session in sessions:
+        session.reset()
+    with ThreadPoolExecutor(len(sessions)) as threads:
+        for reply, other in zip(threads.map(ask, sessions), alone, strict=True):
+            assert same(reply, other)
     for session in sessions:
         session.close()
 
