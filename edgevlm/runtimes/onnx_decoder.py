@@ -12,7 +12,7 @@ from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
-from edgevlm.runtimes.onnx_adapter import AdapterInputs, OnnxAdapter
+from edgevlm.runtimes.onnx_adapter import AdapterInputs, AdapterRoom, OnnxAdapter
 from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
 from edgevlm.runtimes.onnx_layout import (
     cache_layout,
@@ -69,13 +69,15 @@ class OnnxLanguageModel:
         inputs.check(lora, self._name)
         return OnnxAdapter(lora, inputs)
 
-    def adding(self, adapters: Adapters) -> tuple[Session, Mapping[str, OrtValue]]:
+    def adding(
+        self, adapters: Adapters, room: AdapterRoom
+    ) -> tuple[Session, Mapping[str, OrtValue]]:
         """What runs with these adapters, and what it is fed for them."""
         used = {adapter: scale for adapter, scale in adapters.items() if scale}
         if not used:
             return self._decoder, {}
         session, inputs = self._with_inputs()
-        return session, inputs.join(used)
+        return session, inputs.put(used, room)
 
     def close(self) -> None:
         self._embed_tokens.close()
@@ -181,6 +183,7 @@ class OnnxContext:
         self.length = 0
         self._model = model
         self._cache: KvCache | None = cache
+        self._room = AdapterRoom()
 
     def extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
@@ -214,12 +217,13 @@ class OnnxContext:
     def use_adapters(self, adapters: Adapters) -> None:
         """Add these of the same model from the next `extend` on; with none it is the base.
 
+        The memory of what was added is kept for the next, until the context is closed.
         Raises ValueError for those of another model, RuntimeFailed for closed ones.
         """
-        self._opened().feed(*self._model.adding(adapters))
+        self._opened().feed(*self._model.adding(adapters, self._room))
 
     def close(self) -> None:
-        self._cache = None
+        self._cache, self._room = None, AdapterRoom()
 
     def _run_in_chunks(self, cache: KvCache, embeddings: Array, cancel: Cancel) -> Logits:
         *firsts, last = range(0, len(embeddings), _CHUNK)

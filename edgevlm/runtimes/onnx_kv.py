@@ -42,7 +42,9 @@ class SharedCache:
         self._limit = limit
         self._capacity = 0
         self.buffers = layout.empty(0)
-        self.feed(session, {})
+        self._session = session
+        self._tensors: Mapping[str, OrtValue] = {}
+        self._binding = self._bind()
 
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         if total > self._capacity:
@@ -69,8 +71,9 @@ class SharedCache:
         self._binding = self._bind()
 
     def feed(self, session: Session, tensors: Mapping[str, OrtValue]) -> None:
-        self._session, self._tensors = session, tensors
-        self._binding = self._bind()
+        if session is not self._session or tensors is not self._tensors:
+            self._session, self._tensors = session, tensors
+            self._binding = self._bind()
 
     def _bind(self) -> Any:
         binding = self._session.new_binding()
