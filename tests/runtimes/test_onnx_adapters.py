@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from edgevlm.engine.adapter import Lora, LowRank
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
 from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
+from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export import export_onnx
 from edgevlm.models.onnx_export.quantize import dequantize_blocks, quantize_blocks
+from edgevlm.models.onnx_export.skeleton import write_skeletons
+from edgevlm.models.tiny import WEIGHTS_NAME
+from edgevlm.models.tiny_layout import weights_layout
 from edgevlm.runtimes.onnx_decoder import OnnxContext, OnnxLanguageModel
 
 IDS = np.random.default_rng(0).integers(3, 300, 40)
@@ -259,6 +264,60 @@ def test_an_adapter_costs_no_memory_beside_its_matrices(
 ) -> None:
     ((lora, _),) = mixes["rank 8"]
     assert model.load_adapter(lora).lora is lora
+
+
+SMALL = LlamaShape(
+    hidden_size=64,
+    intermediate_size=96,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    vocab_size=320,
+    max_length=64,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+)
+
+
+def write_built_in(folder: Path, *, adapters: bool) -> Path:
+    """A small model in the files of the built-in one, with an adapter among its weights."""
+    ranks = {"layers.0.q": 3, "layers.1.down": 2}
+    (folder / "onnx").mkdir(parents=True)
+    write_skeletons(SMALL, ranks, folder / "onnx", adapters=adapters)
+    random = np.random.default_rng(5)
+    with (folder / "onnx" / WEIGHTS_NAME).open("wb") as file:
+        for name, region in weights_layout(SMALL, ranks).items():
+            file.seek(region.offset)
+            if region.dtype == "uint8":
+                file.write(random.integers(0, 256, region.shape, np.uint8).tobytes())
+            elif "norm" in name:
+                file.write(np.ones(region.shape, np.float32).tobytes())
+            else:
+                file.write((0.02 * random.standard_normal(region.shape, np.float32)).tobytes())
+    config = {"text_config": {"max_position_embeddings": SMALL.max_length}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_built_in_model_takes_them_with_inputs_and_without(tmp_path: Path) -> None:
+    text = {
+        "hidden_size": SMALL.hidden_size,
+        "intermediate_size": SMALL.intermediate_size,
+        "num_hidden_layers": SMALL.n_layers,
+        "num_attention_heads": SMALL.n_heads,
+        "num_key_value_heads": SMALL.n_kv_heads,
+    }
+    bases, rows = [], []
+    for adapters in (False, True):
+        model = load(write_built_in(tmp_path / str(adapters), adapters=adapters))
+        context = model.new_context()
+        bases.append(logits(context))
+        use(model, context, [(random_lora(text), 1.0)])
+        rows.append(logits(context))
+    np.testing.assert_array_equal(*bases)
+    np.testing.assert_allclose(*rows, atol=1e-4)
+    assert np.abs(rows[0] - bases[0]).max() > 0.1
 
 
 def changed(lora: Lora, module: str, update: LowRank) -> Lora:
