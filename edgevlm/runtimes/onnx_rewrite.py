@@ -43,16 +43,17 @@ _FEED_FORWARD = ("gate", "up", "down", "gate_up")
 def graph_with_adapter_inputs(path: Path) -> bytes:
     """The ONNX model at `path` with inputs for adapters, its weights still there.
 
-    Raises NotSupported where no product has a name that is known, or two have the same.
+    Raises NotSupported where no product has a name that is known, or two have the same, and
+    where the file has gone since it was loaded.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _rewritten(data, len(data), path.name)
-        except (ValueError, RecursionError) as error:
-            raise NotSupported(
-                f"{path.name} takes no adapters, and can't be changed to: {error}.",
-                hint=EXPORT_AGAIN,
-            ) from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise NotSupported(
+            f"{path.name} takes no adapters, and can't be changed to: {error}.",
+            hint=EXPORT_AGAIN,
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
