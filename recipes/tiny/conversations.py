@@ -7,7 +7,7 @@ every conversation that goes on from there without knowing of the others.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -64,14 +64,17 @@ WELCOME = "You're welcome."
 @dataclass(frozen=True, slots=True)
 class Mix:
     """Shares of what is practised besides drawings and print: of trees `photos`, `several`
-    pictures at once and `text_only`; of branches those that end in something else."""
+    pictures at once, `text_only` and `drills` in left, right, above and below; of branches those
+    that end in something else."""
 
     photos: float = 0.24
-    several: float = 0.05
-    text_only: float = 0.06
+    several: float = 0.04
+    text_only: float = 0.05
+    drills: float = 0.25
     chat_with_picture: float = 0.03
     thanks: float = 0.02
     branches: tuple[int, int] = (5, 7)
+    drilled: tuple[int, int] = (12, 16)
     held_out: bool = False
 
 
@@ -117,11 +120,12 @@ class Conversations:
         words = words or WORDS.read_text(encoding="utf-8").split()
         self._word_rows = word_rows(words, tokenizer)
         self.simulator = Simulator(self._vocabulary, list(words), flawless=flawless)
+        self._flawless = Simulator(self._vocabulary, list(words), flawless=True)
         self._family = TinyFamily(tokenizer, Preprocessing(1, 1, (0,) * 3, (1,) * 3), N_TOKENS)
         unit = classifier_rows / np.linalg.norm(classifier_rows, axis=1, keepdims=True)
         self._likeness = unit @ unit.T
         self._chat: list[tuple[str, list[int]]] = []
-        self._real: Sequence[Picture] = ()
+        self._real: Callable[[random.Random], Picture] | None = None
         self._end = tokenizer.token_to_id("<|im_end|>")
 
     def add_chat(self, answers: Mapping[str, list[int]]) -> None:
@@ -131,9 +135,9 @@ class Conversations:
         self._chat = list(kept.items())
         self._courtesies = [(q, self._answer_ids(a)) for q, a in courtesies.items()]
 
-    def add_real(self, pictures: Sequence[Picture]) -> None:
+    def add_real(self, draw: Callable[[random.Random], Picture]) -> None:
         """Pictures that were looked at, to practise on as well as on made-up ones."""
-        self._real = pictures
+        self._real = draw
 
     def chat_prompt(self, question: str) -> list[int]:
         return self._ids([Turn("user", (question,))], {})
@@ -147,7 +151,7 @@ class Conversations:
 
     def picture(self, rng: random.Random, photos: float, share_of_real: float = 0.0) -> Picture:
         if self._real and rng.random() < share_of_real:
-            return rng.choice(self._real)
+            return self._real(rng)
         if rng.random() >= photos:
             return Picture(*self.simulator.picture(rng))
         reading = self.reading(rng)
@@ -209,6 +213,9 @@ class Conversations:
             return _tree(
                 [self._supervised(start, [images], [e], sights) for e in exchanges.values()]
             )
+        if kind < mix.text_only + mix.several + mix.drills:
+            number = rng.randint(*mix.drilled)
+            return self._drill(start, asking, number, rng, share_of_real)
         picture = self.picture(rng, mix.photos, share_of_real)
         image = self._image(picture.sight, sights)
         branches = []
@@ -235,6 +242,28 @@ class Conversations:
                 contents.append((self._image(other.sight, sights),))
             branches.append(self._supervised(start, contents, exchanges_, sights))
         return _tree(branches)
+
+    def _drill(
+        self,
+        start: list[Turn],
+        asking: _Asking,
+        n_branches: int,
+        rng: random.Random,
+        share_of_real: float,
+    ) -> Tree:
+        """Many questions about how the things of one picture lie. It is told of without errors,
+        or was looked at."""
+        if self._real and rng.random() < share_of_real:
+            picture = self._real(rng)
+        else:
+            picture = Picture(*self._flawless.several_things(rng))
+        sights: dict[str, Sight] = {}
+        image = self._image(picture.sight, sights)
+        exchanges = (asking.about_places(picture.known) for _ in range(n_branches))
+        asked = {e.question: e for e in exchanges if e is not None}
+        if not asked:
+            return self._drill(start, asking, n_branches, rng, share_of_real)
+        return _tree([self._supervised(start, [(image,)], [e], sights) for e in asked.values()])
 
     def _chat_sample(
         self,
@@ -299,7 +328,7 @@ class Conversations:
 
     def picture_ids(self, sight: Sight) -> list[int]:
         """The ids [N_TOKENS] that the projector writes."""
-        whole = write(sight.reading, self._rows, self._tokenizer)
+        whole = write(sight.reading, sight.spatial.sort, self._rows, self._tokenizer)
         parts = write_spatial(sight.spatial, self._thing_rows, self._word_rows, self._tokenizer)
         return [*whole.tolist(), *parts.tolist()]
 
@@ -317,6 +346,9 @@ class _Asking:
         if known.sort == PHOTO and not known.things:
             return self._of_photos.ask(known.reading)
         return self._of_scenes.ask(known)
+
+    def about_places(self, known: Known) -> Exchange | None:
+        return self._of_scenes.ask_about_places(known)
 
     def about_several(self, pictures: Sequence[Picture]) -> Exchange:
         clauses = [self._shows(p.known) for p in pictures]

@@ -28,7 +28,7 @@ from edgevlm.models.tiny_layout import SMOLLM2_135M
 
 
 def export(target: Path, views: Mapping[str, Array], reader: Mapping[str, Array]) -> None:
-    """`pixel_values` f32 [b, n, 3, 520, 520] to `image_features` f32 [b * n, 82, 576]."""
+    """`pixel_values` f32 [b, n, 3, 520, 520] to `image_features` f32 [b * n, 102, 576]."""
     vocabulary, words = load_vocabulary(), load_words()
     if len(views["concepts.bias"]) != len(vocabulary.concept_rows):
         raise SystemExit("concepts.txt has changed since the views were trained on it")

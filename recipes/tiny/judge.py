@@ -99,6 +99,7 @@ _QUOTED = re.compile(
     r"[\"\u201c\u201d]([^\"\u201c\u201d]+)[\"\u201c\u201d]"
     r"|(?<!\w)['\u2018]([^'\u2019]+)['\u2019](?!\w)"
 )
+_CONCLUSION = re.compile(r"\bso (yes|no)\W*$")
 _AN_UNSURE_NO = re.compile(r"not (?:sure|certain|clear|possible)\b")
 
 
@@ -220,12 +221,15 @@ def naming(
 
 
 def yes_no(answer: str, expected: bool) -> Verdict:
-    """Begins with the right one of yes and no. "Not that I can tell" is a no, "maybe" neither."""
+    """Begins with the right one of yes and no, or else concludes with it ("..., so no"). "Not
+    that I can tell" is a no, "maybe" neither."""
     text = plain(answer)
     says_no = _NO.match(text) and not _AN_UNSURE_NO.match(text)
     says_yes = _YES.match(text) and not says_no and not _UNDONE.match(text)
     if says_no or says_yes:
         return "right" if bool(says_yes) == expected else "wrong"
+    if conclusion := _CONCLUSION.search(text):
+        return "right" if (conclusion[1] == "yes") == expected else "wrong"
     return "refused" if _DECLINES.search(text) else "wrong"
 
 

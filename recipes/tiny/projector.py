@@ -7,7 +7,7 @@ is named at all, so that the decoder has no word from which to invent. Concepts,
 of ours scores, are named by the shorter rules of `name_concept`. What is chosen is written as
 tokens of the decoder's own vocabulary, in fixed slots:
 
-    certainty | name | second name | kind | broad kind
+    certainty | name | second name | kind | broad kind | sort of picture
 
 spatial_projector.py goes on with what stands where; projector_graph.py is both as a graph.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from seen import SPATIAL_TOKENS
+from seen import SORTS, SPATIAL_TOKENS
 from tokenizers import Tokenizer
 
 CLASSES = Path(__file__).with_name("classes.txt")
@@ -29,7 +29,7 @@ CONCEPTS = Path(__file__).with_name("concepts.txt")
 
 # Slot widths in tokens.
 NAME, KIND, BROAD = 6, 4, 3
-GLOBAL_TOKENS = 1 + 2 * NAME + KIND + BROAD
+GLOBAL_TOKENS = 1 + 2 * NAME + KIND + BROAD + 1
 N_TOKENS = GLOBAL_TOKENS + SPATIAL_TOKENS
 BLANK = " -"
 CERTAINTIES = (" clear", " probably", " either", " unclear")
@@ -39,14 +39,16 @@ CLEAR, PROBABLY, EITHER, UNCLEAR = range(4)
 # photos.toml. The classifier was trained with label smoothing, so 0.35 is already strong.
 NAME_AT = 0.35
 KIND_AT = 0.35
-PROBABLY_AT = 0.15
+PROBABLY_AT = 0.20
 # Two classes in five are animals, so this much is weak evidence: it is never said as certain.
 BROAD_AT = 0.50
 # A runner-up this close to the best one makes the answer "either ... or".
 RIVAL = 0.60
-# Probabilities from which a concept or its kind is clear, and from which it is probable.
-CONCEPT_CLEAR_AT = 0.60
-CONCEPT_PROBABLY_AT = 0.30
+# Probabilities from which a concept or its kind is clear (of things in training scenes, 95% are
+# then right), from which it is probable, and from which it is where nothing else is in sight.
+CONCEPT_CLEAR_AT = 0.80
+CONCEPT_PROBABLY_AT = 0.40
+LONE_PROBABLY_AT = 0.20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +138,17 @@ def describe(probabilities: NDArray[np.float32], vocabulary: Vocabulary) -> Read
     return Reading(UNCLEAR, -1, -1, -1, -1)
 
 
-def name_concept(probabilities: NDArray[np.float32], table: Table) -> Reading:
+def name_concept(
+    probabilities: NDArray[np.float32], table: Table, probably_at: float = CONCEPT_PROBABLY_AT
+) -> Reading:
     """Read concept probabilities [C]: the likeliest, else its kind, else its broad kind."""
     best = int(np.argmax(probabilities))
     name, kind, broad = (int(a[best]) for a in (table.rows, table.kind_of, table.broad_of))
-    if probabilities[best] >= CONCEPT_PROBABLY_AT:
+    if probabilities[best] >= probably_at:
         sure = probabilities[best] >= CONCEPT_CLEAR_AT
         return Reading(CLEAR if sure else PROBABLY, name, -1, kind, broad)
     kind_mass = _mass(probabilities, table, table.kind_of, kind)
-    if kind_mass >= CONCEPT_PROBABLY_AT:
+    if kind_mass >= probably_at:
         sure = kind_mass >= CONCEPT_CLEAR_AT
         return Reading(CLEAR if sure else PROBABLY, kind, -1, kind, broad)
     if _mass(probabilities, table, table.broad_of, broad) >= BROAD_AT:
@@ -166,8 +170,10 @@ def token_rows(vocabulary: Vocabulary, tokenizer: Tokenizer) -> NDArray[np.int64
     return fill(vocabulary.names, NAME, tokenizer)
 
 
-def write(reading: Reading, rows: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Return the ids [20] whose embeddings the projector gives for `reading`."""
+def write(
+    reading: Reading, sort: int, rows: NDArray[np.int64], tokenizer: Tokenizer
+) -> NDArray[np.int64]:
+    """Return the ids [21] whose embeddings the projector gives for `reading` and the sort."""
     return np.concatenate(
         [
             said_rows(CERTAINTIES, tokenizer)[reading.certainty],
@@ -175,6 +181,7 @@ def write(reading: Reading, rows: NDArray[np.int64], tokenizer: Tokenizer) -> ND
             rows[reading.second],
             rows[reading.kind][:KIND],
             rows[reading.broad][:BROAD],
+            said_rows(SORTS, tokenizer)[sort],
         ]
     )
 

@@ -24,6 +24,7 @@ from projector import (
     EITHER,
     KIND,
     KIND_AT,
+    LONE_PROBABLY_AT,
     NAME_AT,
     PROBABLY,
     PROBABLY_AT,
@@ -38,11 +39,15 @@ from seen import MAX_THINGS, NUMBERS, PLACE_EDGES, SIZE_EDGES, SLOT_WIDTH, SORTS
 from spatial_projector import (
     ALIKE_FROM,
     CHART,
+    CONCEPT_IN_PHOTO_AT,
     LARGE_FROM,
     NAME_IN_PHOTO_AT,
     NOTHING,
+    PART_FROM,
     PHOTO,
+    SECOND_AT,
     STRAY_WORD_AT,
+    SURE_THING_AT,
     SURFACE_AT,
     TEXT,
     THING_AT,
@@ -50,6 +55,7 @@ from spatial_projector import (
     THINGS,
     WORD_CLEAR_AT,
     WORD_PROBABLY_AT,
+    is_shape,
     slot_tables,
     thing_rows,
     word_rows,
@@ -153,16 +159,20 @@ class _Projector:
         self._graph = graph
         self._do = do = Arithmetic(graph)
         self._blank = do.index(-1)
-        _, self._sort = do.likeliest(look.sorts)
+        self._sort = self._sort_of(look, word)
         in_drawing, in_photo = (do.is_any(self._sort, sort) for sort in (THINGS, PHOTO))
 
         whole = do("Softmax", look.concepts, axis=-1)
         things = do("Softmax", look.thing_concepts, axis=-1)
-        kept = self._kept(look, things, in_drawing, in_photo)
+        kept = self._kept(look, whole, things, in_drawing, in_photo)
         count = do.count(kept)
         alone = do.both(in_drawing, do.is_any(count, 1))
         things = self._seen_whole(look, things, do.along(whole, 1), do.along(alone, 1))
-        named = self._name_concepts(self._agreed(things, kept), vocabulary.concepts)
+        things = self._agreed(things, kept)
+        limits = (do.number(LONE_PROBABLY_AT), do.number(CONCEPT_PROBABLY_AT))
+        probably_at = do.along(do("Where", alone, *limits), 1)
+        named = self._name_concepts(things, vocabulary.concepts, probably_at)
+        second = self._second(things, named, vocabulary.concepts)
 
         nothing = do.either(
             do.is_any(self._sort, NOTHING), do.both(in_drawing, do.is_any(count, 0))
@@ -180,7 +190,18 @@ class _Projector:
         told = do.either(in_drawing, do("Greater", count, do.index(0)))
         number = do("Where", told, count, self._blank)
         self.of_picture = (*reading, self._sort, number, *self._word(word))
-        self.of_things = self._slots(look, kept, named)
+        self.of_things = self._slots(look, kept, named, second)
+
+    def _sort_of(self, look: LookNodes, word: WordNodes) -> str:
+        do = self._do
+        _, sort = do.likeliest(look.sorts)
+        surest = do("ReduceMax", look.objectness, do.index([-1]), keepdims=0)
+        of_things = do.both(
+            do.is_any(sort, TEXT, CHART, NOTHING),
+            do("Less", word.probability, do.number(WORD_CLEAR_AT)),
+            do.at_least(surest, SURE_THING_AT),
+        )
+        return do("Where", of_things, do.index(THINGS), sort)
 
     def _seen_whole(self, look: LookNodes, things: str, whole: str, alone: str) -> str:
         """A lone thing's probabilities taken from the whole picture too, or only."""
@@ -212,25 +233,69 @@ class _Projector:
         do = self._do
         return tuple(do("Gather", look.boxes, do.index(i), axis=-1) for i in range(4))
 
-    def _kept(self, look: LookNodes, things: str, in_drawing: str, in_photo: str) -> str:
+    def _kept(
+        self, look: LookNodes, whole: str, things: str, in_drawing: str, in_photo: str
+    ) -> str:
         do = self._do
+        sure = do.at_least(look.objectness, THING_AT)
+        none = do("Equal", do.count(sure), do.index(0))
+        named = do.at_least(do.likeliest(whole)[0], LONE_PROBABLY_AT)
+        first = do("Cast", do.index(np.arange(MAX_THINGS) == 0), to=TensorProto.BOOL)
+        drawn = do.either(sure, do.both(do.along(do.both(none, named), 1), first))
+        drawn = do.both(drawn, do("Not", self._is_part(look, drawn)))
         certain = do.at_least(do.likeliest(things)[0], NAME_IN_PHOTO_AT)
+        in_photos = do.both(certain, do.at_least(look.objectness, THING_IN_PHOTO_AT))
         return do.either(
-            do.both(do.along(in_drawing, 1), do.at_least(look.objectness, THING_AT)),
-            do.both(
-                *(do.along(in_photo, 1), certain),
-                do.at_least(look.objectness, THING_IN_PHOTO_AT),
-            ),
+            do.both(do.along(in_drawing, 1), drawn), do.both(do.along(in_photo, 1), in_photos)
         )
+
+    def _is_part(self, look: LookNodes, kept: str) -> str:
+        do, zero = self._do, self._do.number(0)
+        sides, areas = self._sides(look), self._area(look)
+        largest = do("ArgMax", do("Where", kept, areas, zero), axis=-1, keepdims=1)
+
+        def of_largest(values: str) -> str:
+            return do("GatherElements", values, largest, axis=-1)
+
+        def common(low: str, high: str) -> str:
+            end = do("Min", high, of_largest(high))
+            return do("Max", do("Sub", end, do("Max", low, of_largest(low))), zero)
+
+        x0, y0, x1, y1 = sides
+        shared = do("Mul", common(x0, x1), common(y0, y1))
+        least = do("Mul", do("Min", areas, of_largest(areas)), do.number(PART_FROM))
+        itself = do("Equal", do.index(np.arange(MAX_THINGS)), largest)
+        large = do.at_least(
+            do("ReduceMax", do("Where", kept, areas, zero), do.index([-1])), LARGE_FROM
+        )
+        return do.both(do("GreaterOrEqual", shared, least), do("Not", itself), large)
 
     def _read_photo(self, classes: str, whole: str, vocabulary: Vocabulary) -> _Reading:
         do = self._do
         described = self._describe(do("Softmax", classes, axis=-1), vocabulary)
-        of_concepts = self._name_concepts(whole, vocabulary.concepts)
+        top, best = do.likeliest(whole)
+        of_concepts = self._name_concepts(
+            whole, vocabulary.concepts, do.number(CONCEPT_PROBABLY_AT)
+        )
         better = do.both(
-            do.is_any(described.certainty, UNCLEAR), do.is_any(of_concepts.certainty, CLEAR)
+            do("Not", do.is_any(described.certainty, CLEAR)),
+            do.at_least(top, CONCEPT_IN_PHOTO_AT),
+            do("Equal", do("Gather", do.index(is_shape(vocabulary) * 1), best), do.index(0)),
         )
         return self._first_match((better,), (of_concepts, described))
+
+    def _second(self, things: str, named: _Reading, table: Table) -> str:
+        """What else things may be."""
+        do = self._do
+        values, indices = self._graph.nodes("TopK", things, do.index([2]), n_outputs=2, axis=-1)
+        concepts = do("Gather", do.index(table.rows), indices)
+        (best, other), (top, runner_up) = (
+            [do("Gather", pair, do.index(i), axis=-1) for i in (0, 1)]
+            for pair in (concepts, values)
+        )
+        is_best = do("Equal", named.name, best)
+        said = do.at_least(do("Where", is_best, runner_up, top), SECOND_AT)
+        return do("Where", said, do("Where", is_best, other, best), self._blank)
 
     def _describe(self, probabilities: str, vocabulary: Vocabulary) -> _Reading:
         do, blank = self._do, self._blank
@@ -261,15 +326,15 @@ class _Projector:
         )
         return _Reading(*(do.first_match(conditions, field) for field in fields))
 
-    def _name_concepts(self, probabilities: str, table: Table) -> _Reading:
+    def _name_concepts(self, probabilities: str, table: Table, probably_at: str) -> _Reading:
         do, blank = self._do, self._blank
         top, best = do.likeliest(probabilities)
         name = do("Gather", do.index(table.rows), best)
         kind, kind_mass = self._group(probabilities, best, table, table.kind_of)
         broad, broad_mass = self._group(probabilities, best, table, table.broad_of)
-        limits = (CONCEPT_CLEAR_AT, CONCEPT_PROBABLY_AT)
+        limits = (do.number(CONCEPT_CLEAR_AT), probably_at)
         conditions = (
-            *(do.at_least(mass, limit) for mass in (top, kind_mass) for limit in limits),
+            *(do("GreaterOrEqual", mass, at) for mass in (top, kind_mass) for at in limits),
             do.at_least(broad_mass, BROAD_AT),
         )
         certainties = (CLEAR, PROBABLY, CLEAR, PROBABLY, PROBABLY, UNCLEAR)
@@ -307,7 +372,7 @@ class _Projector:
         rows = (word.row, word.row, self._blank)
         return do.first_match(conditions, certainties), do.first_match(conditions, rows)
 
-    def _slots(self, look: LookNodes, kept: str, named: _Reading) -> list[str]:
+    def _slots(self, look: LookNodes, kept: str, named: _Reading, second: str) -> list[str]:
         """The fields of `Slot`s [n, 5], from left to right and then blank."""
         do = self._do
         x0, y0, x1, y1 = self._sides(look)
@@ -316,9 +381,14 @@ class _Projector:
         )
         others = do.along(kept, 1)
         names = [do.along(named.name, axis) for axis in (1, 2)]
-        heights = [do.along(centre_y, axis) for axis in (1, 2)]
         sooner = do("Cast", do.index(np.tri(MAX_THINGS, k=-1)), to=TensorProto.BOOL)
-        higher = do.either(do("Less", *heights), do.both(do("Equal", *heights), sooner))
+
+        def before(places: str) -> str:
+            """How many of the others come before each along an axis."""
+            pair = [do.along(places, axis) for axis in (1, 2)]
+            first = do.either(do("Less", *pair), do.both(do("Equal", *pair), sooner))
+            return do.count(do.both(others, first))
+
         surfaces = do("Softmax", look.thing_surfaces, axis=-1)
         surfaces = do("Gather", surfaces, do.index(np.arange(len(SURFACES))), axis=-1)
         surface_probability, surface = do.likeliest(surfaces)
@@ -329,9 +399,11 @@ class _Projector:
             do.count(do.both(others, do("Equal", *names))),
             do("Where", one_colour, surface, self._blank),
             named.name,
+            second,
             do.steps_passed(centre_y, PLACE_EDGES),
             do.steps_passed(centre_x, PLACE_EDGES),
-            do.count(do.both(others, higher)),
+            before(centre_x),
+            before(centre_y),
             do.steps_passed(self._area(look), SIZE_EDGES),
         )
         at_last = do("Where", kept, centre_x, do.number(np.inf))

@@ -13,7 +13,20 @@ from dataclasses import dataclass
 
 from projector import CLEAR, EITHER, PROBABLY, UNCLEAR, Reading, Vocabulary
 
-UNKNOWN = "I can't tell what this is."
+# What isn't known is said in several ways, as often each: such an answer's probability is low,
+# and with it the confidence that others go by.
+UNKNOWN = (
+    "I can't tell what this is.",
+    "I don't know what this is.",
+    "It isn't clear to me what this is.",
+    "Hard to say what this is.",
+    "I'm not sure what this is.",
+)
+NOT_SEEN = (
+    "Not that I can tell.",
+    "No, not as far as I can see.",
+    "I don't think so, but the picture isn't clear to me.",
+)
 NO_TEXT = "There is no text that I can read."
 TEXT = "what the text says"
 
@@ -339,7 +352,7 @@ class Questioner:
 
     def _describe(self, reading: Reading) -> str:
         if reading.certainty == UNCLEAR:
-            return UNKNOWN
+            return self._rng.choice(UNKNOWN)
         return f"The picture {self.shows(reading)}."
 
     def _hedged(self, reading: Reading) -> str:
@@ -353,7 +366,7 @@ class Questioner:
     def _detail(self, reading: Reading) -> Exchange:
         question = self._rng.choice(DETAIL)
         if reading.certainty == UNCLEAR:
-            return Exchange(question, UNKNOWN)
+            return Exchange(question, self._rng.choice(UNKNOWN))
         return Exchange(
             question, f"The picture {self.shows(reading)}; I can't tell more than that."
         )
@@ -402,7 +415,7 @@ class Questioner:
 
     def _presence_answer(self, reading: Reading, asked: str, true: bool) -> str:
         if reading.certainty == UNCLEAR:
-            return "I can't tell."
+            return self._rng.choice(NOT_SEEN)
         if reading.certainty == EITHER and asked in (
             self._names[reading.name],
             self._names[reading.second],
@@ -424,7 +437,7 @@ class Questioner:
                 return self.naming(reading)
         question = self._rng.choice(KINDS).format(k=self._bare(asked))
         if reading.certainty == UNCLEAR:
-            return Exchange(question, UNKNOWN)
+            return Exchange(question, self._rng.choice(UNKNOWN))
         if index < 0:
             return Exchange(question, f"There is no {self._bare(asked)} in the picture.")
         thing = self._thing(reading)
@@ -436,7 +449,7 @@ class Questioner:
     def _category(self, reading: Reading) -> Exchange:
         question = self._rng.choice(CATEGORY)
         if reading.certainty == UNCLEAR:
-            return Exchange(question, UNKNOWN)
+            return Exchange(question, self._rng.choice(UNKNOWN))
         wider = reading.broad if reading.broad >= 0 else reading.kind
         hedged = self._hedged(reading)
         answer = f"{hedged[0].upper()}{hedged[1:]}"
@@ -455,7 +468,7 @@ class Questioner:
             asked[self._rng.randrange(2)] = right
         question = self._rng.choice(CHOICE).format(a=asked[0], b=asked[1])
         if reading.certainty == UNCLEAR:
-            return Exchange(question, UNKNOWN)
+            return Exchange(question, self._rng.choice(UNKNOWN))
         hedged = self._hedged(reading)
         if right is None:
             return Exchange(question, f"Not that I can tell; {hedged}.")

@@ -7,12 +7,12 @@ the picture is said not to be there, and what no slot can tell is declined.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 
 import phrasings as ask_for
-from projector import CLEAR, CONCEPTS, PROBABLY, Vocabulary
+from asking import Maker
+from place_questions import OPPOSITE, PlaceQuestions
+from projector import CLEAR, PROBABLY, Vocabulary
 from questions import NO_TEXT, UNKNOWABLE, UNKNOWN, Exchange
 from seen import COLOURS, NUMBERS, SIZES, SURFACES
 from simulate import CHART, NOTHING, PHOTO, TEXT, Known, SeenThing
@@ -29,10 +29,7 @@ from wording import (
     sentence,
     several,
     where,
-    with_article,
 )
-
-Maker = Callable[[Known], Exchange | None]
 
 SEES_NOTHING = "I can't see anything in this picture."
 SORT_ANSWERS = ("It is a photo.", "It is a drawing.", "It is text.", "It is a chart.", SEES_NOTHING)
@@ -42,22 +39,15 @@ STILL_UNKNOWABLE = (
     "what is in the background", "what the weather is like", "how it feels",
     "that from this picture",
 )  # fmt: skip
-# Centres this much apart, in shares of the side, are beside or above each other.
-APART = 0.12
-LEFT, RIGHT, ABOVE, BELOW = "to the left of", "to the right of", "above", "below"
-SAME_SIDE = {
-    LEFT: (LEFT, LEFT, "left of", "on the left of", "farther left than"),
-    RIGHT: (RIGHT, RIGHT, "right of", "on the right of", "farther right than"),
-    ABOVE: (ABOVE, ABOVE, "over", "higher than"),
-    BELOW: (BELOW, BELOW, "under", "lower than", "underneath"),
-}
-OPPOSITE = {LEFT: RIGHT, RIGHT: LEFT, ABOVE: BELOW, BELOW: ABOVE}
-EDGES = {
-    "on the left": (0, 1), "on the right": (0, -1), "at the top": (1, 1), "at the bottom": (1, -1),
-}  # fmt: skip
+NO_COLOUR = (
+    "I can't tell what colour it is.",
+    "I'm not sure what colour it is.",
+    "Its colour isn't clear to me.",
+    "It is hard to say what colour it is.",
+)
 
 
-class SceneQuestions:
+class SceneQuestions(PlaceQuestions):
     """Draws questions about what is known of pictures. Seeded by its `random.Random`.
 
     `held_out` draws only the phrasings that are kept out of training.
@@ -66,10 +56,7 @@ class SceneQuestions:
     def __init__(
         self, vocabulary: Vocabulary, rng: random.Random, *, held_out: bool = False
     ) -> None:
-        self._vocabulary = vocabulary
-        self._names = vocabulary.names
-        self._rng = rng
-        self._held_out = held_out
+        super().__init__(vocabulary, rng, held_out=held_out)
         table = vocabulary.concepts
         self._things = [int(row) for row in table.rows]
         self._groups = sorted({*table.kind_of.tolist(), *table.broad_of.tolist()} - {-1})
@@ -78,7 +65,6 @@ class SceneQuestions:
             int(r) for r, k in zip(table.rows, table.kind_of, strict=True) if k == shape
         ]
         self._shape = shape
-        self._synonyms = synonyms()
         self._makers: list[tuple[float, Maker]] = [
             (0.14, self.describe),
             (0.05, self._detail),
@@ -91,13 +77,8 @@ class SceneQuestions:
             (0.03, self._count_all),
             (0.02, self._size),
             (0.05, self._where),
-            (0.26, self._is_related),
-            (0.10, self._which_side),
-            (0.07, self._which_of_two),
-            (0.03, self._where_from),
-            (0.05, self._neighbours),
-            (0.04, self._at_the_edge),
-            (0.05, self._about_absent),
+            *self._about_places,
+            (0.08, self._about_absent),
             (0.03, self._unknowable),
             (0.02, self.read),
             (0.01, self._highest),
@@ -160,7 +141,7 @@ class SceneQuestions:
             return self._says(known) if known.word else "The picture shows text that I can't read."
         clause = self.shows(known)
         if clause == "is unclear":
-            return UNKNOWN
+            return self._rng.choice(UNKNOWN)
         if known.sort == CHART and known.word:
             return f"The picture {clause}. {self._highest_value(known)}"
         return f"The picture {clause}."
@@ -187,7 +168,7 @@ class SceneQuestions:
         if wanted != bool(found):
             return None
         thing = coloured(asked, surface)
-        denied = self._rng.random() < 0.2
+        denied = self._rng.random() < 0.04
         noun = bare(thing)
         plural_noun = plural(noun) if counts(asked) else noun
         phrases = ask_for.IS_THERE_NOT if denied else ask_for.IS_THERE
@@ -241,11 +222,6 @@ class SceneQuestions:
         rows = table.rows[(table.kind_of == group) | (table.broad_of == group)]
         return self._names[int(self._rng.choice(rows if len(rows) else table.rows))]
 
-    def _calls(self, thing: SeenThing) -> set[str]:
-        """All that a thing may be called, with its articles."""
-        names = {self._names[n] for n in thing.true_names}
-        return names | {s for n in names for s in self._synonyms.get(n, ())}
-
     def _there_is(self, found: Sequence[SeenThing]) -> str:
         first = found[0]
         same = [t for t in found if t.name == first.name]
@@ -275,7 +251,7 @@ class SceneQuestions:
             if ask_material and not material:
                 return Exchange(question, "I can't tell what it is made of.", "material")
         if thing.surface < 0:
-            return Exchange(question, "I can't tell what colour it is.", "no colour")
+            return Exchange(question, self._rng.choice(NO_COLOUR), "no colour")
         if is_material(thing.surface):
             return Exchange(question, f"It is made of {made_of(thing.surface)}.", "material")
         if self._rng.random() < 0.12:
@@ -379,104 +355,6 @@ class SceneQuestions:
             return Exchange(question, f"There is one {noun}.", task)
         return Exchange(question, f"There are {NUMBERS[number]} {plural(noun)}.", task)
 
-    # Two things.
-
-    def _pair(self, known: Known, axis: int) -> tuple[SeenThing, str, SeenThing, str] | None:
-        """Two things that are apart along x (0) or y (1), and what to call them."""
-        if len(known.things) < 2:
-            return None
-        first, second = self._rng.sample(known.things, 2)
-        nouns = [self._reference(t, known) for t in (first, second)]
-        if nouns[0] is None or nouns[1] is None:
-            return None
-        if abs(first.centre[axis] - second.centre[axis]) < APART:
-            return None
-        return first, nouns[0], second, nouns[1]
-
-    def _is_related(self, known: Known) -> Exchange | None:
-        axis = self._rng.randrange(2)
-        pair = self._pair(known, axis)
-        if pair is None:
-            return None
-        first, a, second, b = pair
-        true = self._relation(first, second, axis)
-        asked = true if self._rng.random() < 0.5 else OPPOSITE[true]
-        phrase = self._rng.choice(SAME_SIDE[asked])
-        question = self._pick(ask_for.IS_RELATED)
-        question = question.replace("{a}", a).replace("{b}", b).replace("{r}", phrase)
-        short = "Yes" if asked == true else "No"
-        return Exchange(question, f"{short}, the {a} is {true} the {b}.", "is it left of")
-
-    def _which_side(self, known: Known) -> Exchange | None:
-        axis = self._rng.randrange(2)
-        return self._relate(known, axis, ask_for.WHICH_SIDE[axis], "left or right")
-
-    def _which_of_two(self, known: Known) -> Exchange | None:
-        axis = self._rng.randrange(2)
-        pair = self._pair(known, axis)
-        if pair is None:
-            return None
-        first, a, second, b = pair
-        end = self._rng.randrange(2)
-        is_first = (first.centre[axis] < second.centre[axis]) == (end == 0)
-        phrase = self._rng.choice(ask_for.MORE[axis][end])
-        question = self._pick(ask_for.WHICH_OF_TWO)
-        question = question.replace("{a}", a).replace("{b}", b).replace("{r}", phrase)
-        return Exchange(question, f"The {a if is_first else b}.", "which of two")
-
-    def _where_from(self, known: Known) -> Exchange | None:
-        return self._relate(known, self._rng.randrange(2), ask_for.WHERE_FROM, "where from")
-
-    def _relate(
-        self, known: Known, axis: int, phrases: Sequence[str], task: str
-    ) -> Exchange | None:
-        pair = self._pair(known, axis)
-        if pair is None:
-            return None
-        first, a, second, b = pair
-        other = abs(first.centre[1 - axis] - second.centre[1 - axis])
-        if task == "where from" and abs(first.centre[axis] - second.centre[axis]) < other:
-            axis = 1 - axis
-        question = self._pick(phrases).replace("{a}", a).replace("{b}", b)
-        return Exchange(
-            question, f"The {a} is {self._relation(first, second, axis)} the {b}.", task
-        )
-
-    @staticmethod
-    def _relation(first: SeenThing, second: SeenThing, axis: int) -> str:
-        before = first.centre[axis] < second.centre[axis]
-        return ((RIGHT, LEFT), (BELOW, ABOVE))[axis][before]
-
-    def _neighbours(self, known: Known) -> Exchange | None:
-        if len(known.things) < 2 or any(t.name < 0 for t in known.things):
-            return None
-        second, b = self._referred(known)
-        if second is None:
-            return None
-        axis = self._rng.randrange(2)
-        if any(0 < abs(t.centre[axis] - second.centre[axis]) < APART / 2 for t in known.things):
-            return None
-        asked = self._rng.choice(((LEFT, RIGHT), (ABOVE, BELOW))[axis])
-        others = [t for t in known.things if t is not second]
-        found = [t for t in others if self._relation(t, second, axis) == asked]
-        question = self._pick(ask_for.NEIGHBOURS).replace("{b}", b).replace("{r}", asked)
-        names = [self._names[t.name] for t in found]
-        grouped = [several(names.count(n), n, -1) for n in dict.fromkeys(names)]
-        answer = sentence(listing(grouped)) if found else f"Nothing is {asked} the {b}."
-        return Exchange(question, answer, "what is left of")
-
-    def _at_the_edge(self, known: Known) -> Exchange | None:
-        if len(known.things) < 2 or any(t.name < 0 for t in known.things):
-            return None
-        edge = self._rng.choice(list(EDGES))
-        axis, sign = EDGES[edge]
-        ordered = sorted(known.things, key=lambda t: sign * t.centre[axis])
-        if abs(ordered[0].centre[axis] - ordered[1].centre[axis]) < APART:
-            return None
-        name = coloured(self._names[ordered[0].name], ordered[0].surface)
-        question = self._pick(ask_for.AT_THE_EDGE).replace("{e}", edge)
-        return Exchange(question, sentence(name), "what is on the left")
-
     # What is not there, and what can't be told.
 
     def _about_absent(self, known: Known) -> Exchange | None:
@@ -538,64 +416,3 @@ class SceneQuestions:
         if known.sort == PHOTO:
             return None
         return Exchange(self._pick(ask_for.SORT), SORT_ANSWERS[known.sort], "sort")
-
-    # How things are called.
-
-    def _referred(
-        self, known: Known, *, colours: bool = True
-    ) -> tuple[SeenThing, str] | tuple[None, None]:
-        """A thing that can be spoken of without doubt, and what to call it."""
-        things = [
-            (t, noun) for t in known.things if (noun := self._reference(t, known, colours=colours))
-        ]
-        return self._rng.choice(things) if things else (None, None)
-
-    def _reference(self, thing: SeenThing, known: Known, *, colours: bool = True) -> str | None:
-        if thing.name < 0:
-            return None
-        name = self._names[thing.name]
-        others = [t for t in known.things if t is not thing]
-        called = {c for t in others for c in self._calls(t)}
-        if name not in called and is_plural(name) is False:
-            if self._rng.random() < 0.12:
-                name = self._rng.choice(sorted(self._calls(thing) - called))
-            with_colour = colours and self._rng.random() < 0.12
-            return described(name, thing.surface if with_colour else -1)
-        same = [t for t in others if name in self._calls(t)]
-        if not colours or thing.surface < 0 or is_plural(name):
-            return None
-        if any(t.surface in (thing.surface, -1) for t in same):
-            return None
-        return described(name, thing.surface)
-
-    # How people write.
-
-    def _pick(self, phrases: Sequence[str]) -> str:
-        phrase = phrases[-1] if self._held_out else self._rng.choice(phrases[:-1])
-        return phrase.replace("{p}", self._rng.choice(("picture", "picture", "image", "photo")))
-
-    def _as_typed(self, exchange: Exchange) -> Exchange:
-        question = exchange.question
-        if self._rng.random() < 0.5:
-            question = question.replace("colour", "color")
-        if self._rng.random() < 0.5:
-            question = question.replace("grey", "gray")
-        if self._rng.random() < 0.06:
-            question = question.lower().rstrip("?.")
-        return Exchange(question, exchange.answer, exchange.task)
-
-
-@cache
-def synonyms(path: Path = CONCEPTS) -> dict[str, tuple[str, ...]]:
-    """By name, what else concepts.txt lets a thing be called, with an article."""
-    other = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, _, rest = (cell.strip() for cell in line.split("|"))
-        article = name.partition(" ")[0] + " " if name.startswith(("a ", "an ")) else ""
-        words = [w.strip() for w in rest.split(",") if w.strip()]
-        other[name] = tuple(_with_article(w) if article else w for w in words)
-    return other
-
-
-def _with_article(word: str) -> str:
-    return word if word.endswith("s") and not word.endswith("ss") else with_article(word)

@@ -4,13 +4,14 @@
 picture. `Sight` is what the projector makes of a look: the words it writes into the prompt,
 in fixed slots of one token each unless a width is given:
 
-    certainty | name 6 | second name 6 | kind 4 | broad kind 3     of the picture as a whole
-    sort of picture | number of things
+    certainty | name 6 | second name 6 | kind 4 | broad kind 3 | sort    of the picture as a whole
+    number of things
     certainty | word 4                                             printed, or a highest value
     five times, from left to right:
-    certainty | how many of it | surface | name 4 | row | column | rank from the top | size
+    certainty | how many of it | surface | name 4 | runner-up 3
+        | row | column | rank from the left | rank from the top | size
 
-The rank from the left is the slot's own place. A slot that says nothing is blank throughout.
+A slot that says nothing is blank throughout.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ RANKS = ("first", "second", "third", "fourth", "fifth")
 SIZES = ("small", "medium", "large")
 
 MAX_THINGS = 5
-THING_NAME, WORD = 4, 4
-SLOT_WIDTH = 7 + THING_NAME
-SPATIAL_TOKENS = 2 + 1 + WORD + MAX_THINGS * SLOT_WIDTH
+THING_NAME, SECOND_NAME, WORD = 4, 3, 4
+SLOT_WIDTH = 8 + THING_NAME + SECOND_NAME
+SPATIAL_TOKENS = 1 + 1 + WORD + MAX_THINGS * SLOT_WIDTH
 
 # Shares of the picture's area, and of its sides, at which the words change.
 SIZE_EDGES = (0.04, 0.16)
@@ -101,15 +102,18 @@ class Look:
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One thing as said; every field indexes its word list. `certainty` is CLEAR or PROBABLY of
-    projector.py; `name` indexes the projector's names or is -1 ("something"), `surface` is -1
-    where none is said; `number` counts the slots of the same name, this one included."""
+    projector.py; `name` indexes the projector's names or is -1 ("something"), `second` as well,
+    for what else it may be; `surface` is -1 where none is said; `number` counts the slots of the
+    same name, this one included; `order` ranks from the left, `rank` from the top."""
 
     certainty: int
     number: int
     surface: int
     name: int
+    second: int
     row: int
     column: int
+    order: int
     rank: int
     size: int
 

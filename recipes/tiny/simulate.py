@@ -21,16 +21,19 @@ PHOTO, THINGS, TEXT, CHART, NOTHING = range(len(SORTS))
 SORT_SHARES = {THINGS: 0.83, TEXT: 0.07, CHART: 0.05, NOTHING: 0.05}
 NUMBER_SHARES = (0.36, 0.25, 0.18, 0.12, 0.09)
 # Errors of the heads, by what they say of their certainty.
-RIGHT = {CLEAR: 0.94, PROBABLY: 0.60}
-CLEAR_SHARE = 0.72
-SURFACE_WRONG, SURFACE_UNSAID, MISSED, DOUBLED = 0.05, 0.08, 0.04, 0.02
+RIGHT = {CLEAR: 0.95, PROBABLY: 0.58}
+CLEAR_SHARE = 0.55
+SURFACE_WRONG, SURFACE_UNSAID, MISSED, DOUBLED = 0.07, 0.06, 0.04, 0.02
+# How often a runner-up is told, and how often it is the truth where the name is not.
+SECOND_TOLD = {CLEAR: 0.15, PROBABLY: 0.75}
+SECOND_RIGHT = 0.30
 # Of centres and sides, in shares of the picture.
 JITTER = 0.01
 STRAY_WORD = 0.03
 # How often only the kind, or no name at all, is told.
-KIND_ONLY, UNNAMED = 0.06, 0.03
+KIND_ONLY, UNNAMED = 0.10, 0.05
 # The share of classifier readings that name a look-alike.
-READING_WRONG = {CLEAR: 0.08, PROBABLY: 0.35}
+READING_WRONG = {CLEAR: 0.18, PROBABLY: 0.50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,12 @@ class Simulator:
             return Sight(reading, Spatial(NOTHING)), Known(NOTHING, reading)
         return self._print(sort, rng)
 
+    def several_things(self, rng: random.Random) -> tuple[Sight, Known]:
+        """A picture of two things at least."""
+        while len((scene := self.scene(rng)).things) < 2:
+            pass
+        return self.told(scene, rng)
+
     def _errs(self, rng: random.Random, share: float) -> bool:
         return rng.random() < share and not self._flawless
 
@@ -142,8 +151,8 @@ class Simulator:
         names = [slot.name for _, slot in slots]
         heights = sorted(y for (_, y), _ in slots)
         written = tuple(
-            replace(slot, number=names.count(slot.name), rank=heights.index(y))
-            for (_, y), slot in slots
+            replace(slot, number=names.count(slot.name), order=order, rank=heights.index(y))
+            for order, ((_, y), slot) in enumerate(slots)
         )
         things.sort(key=lambda seen: seen.centre)
         reading = self._reading(written[0]) if len(written) == 1 else Reading(-1)
@@ -154,23 +163,35 @@ class Simulator:
     def _tell(self, thing: Thing, rng: random.Random) -> tuple[Slot, SeenThing]:
         table = self._vocabulary.concepts
         certainty = CLEAR if rng.random() < CLEAR_SHARE else PROBABLY
+        draw = rng.random()
+        if draw < UNNAMED + KIND_ONLY:
+            certainty = PROBABLY
         wrong = self._errs(rng, 1 - RIGHT[certainty])
         told = self._look_alike(thing.concept, rng) if wrong else thing.concept
-        draw = rng.random()
         if draw < UNNAMED:
-            name, certainty = -1, PROBABLY
+            name = -1
         elif draw < UNNAMED + KIND_ONLY:
             name = int(table.kind_of[told] if table.kind_of[told] >= 0 else table.broad_of[told])
         else:
             name = int(table.rows[told])
+        second = self._second(thing.concept, name, certainty, rng)
         surface = thing.surface
         if self._errs(rng, SURFACE_WRONG):
             surface = rng.randrange(len(COLOURS))
         if rng.random() < SURFACE_UNSAID:
             surface = -1
         row, column, size = place(tuple(v + rng.gauss(0, self._jitter) for v in thing.box))  # type: ignore[arg-type]
-        slot = Slot(certainty, 1, surface, name, row, column, 0, size)
+        slot = Slot(certainty, 1, surface, name, second, row, column, 0, 0, size)
         return slot, self.seen(thing, slot)
+
+    def _second(self, concept: int, name: int, certainty: int, rng: random.Random) -> int:
+        """A runner-up other than `name`, or -1."""
+        rows = self._vocabulary.concepts.rows
+        if rng.random() >= SECOND_TOLD[certainty]:
+            return -1
+        right = rows[concept] != name and (self._flawless or rng.random() < SECOND_RIGHT)
+        second = int(rows[concept if right else self._look_alike(concept, rng)])
+        return second if second != name else -1
 
     def seen(self, thing: Thing, slot: Slot) -> SeenThing:
         """What is true of `thing` and no more than `slot` tells."""
@@ -179,14 +200,18 @@ class Simulator:
             int(column[thing.concept]) for column in (table.rows, table.kind_of, table.broad_of)
         )
         names = [n for n in (exact, kind, broad) if n >= 0]
-        if slot.name < 0:
+        if exact in (slot.name, slot.second):
+            pass
+        elif slot.name < 0:
             names = []
         elif slot.name in names:
             names = names[names.index(slot.name) :]
         elif slot.name not in table.rows:
             wider = (kind, broad) if slot.name in table.kind_of else (broad,)
             names = [n for n in wider if n >= 0] or names
-        surface = thing.surface if slot.surface >= 0 else -1
+        # What has no one colour is of the one that is told.
+        both = slot.surface >= 0 and thing.surface >= 0
+        surface = thing.surface if both else slot.surface
         row, column, size = place(thing.box)
         name = names[0] if names else -1
         certainty = slot.certainty

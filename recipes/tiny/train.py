@@ -25,7 +25,7 @@ from conversations import Conversations, Mix, Tree
 from decoder import LoraLinear, add_lora, load_decoder, load_lora, save_lora
 from looks import LOOKS
 from projector import load_vocabulary
-from real_looks import real_pictures
+from real_looks import RealPictures
 from torch import nn
 from transformers import LlamaForCausalLM
 from trees import answer_logits, pack
@@ -40,6 +40,8 @@ STEPS = 600
 BATCH = 3
 LEARNING_RATE = 2e-3
 WARMUP = 30
+# What an answer's first token, mostly its decision, counts.
+OPENING_WEIGHT = 3.0
 # Of the learning rate, at the end of the cosine.
 FLOOR = 0.02
 SEED = 7
@@ -54,8 +56,8 @@ def train(n_steps: int, minutes: float, share_of_real: float) -> None:
     """Train for `n_steps`, or for `minutes` where that is less; the rate falls over the sooner."""
     model, conversations = load()
     if share_of_real:
-        simulator = conversations.simulator
-        conversations.add_real(list(real_pictures(LOOKS, load_vocabulary(), simulator)))
+        real = RealPictures(LOOKS, load_vocabulary(), conversations.simulator)
+        conversations.add_real(real.draw)
     lora = add_lora(model, TARGETS, RANK, SEED)
     load_lora(lora, TINY_FILES / "lora.npz")
     parameters = [p for module in lora.values() for p in (module.a, module.b)]
@@ -137,7 +139,9 @@ def backward(model: LlamaForCausalLM, batch: Sequence[Tree]) -> tuple[float, flo
     """Add the batch's gradients; returns its loss and the share of answer tokens got right."""
     packed = pack(batch)
     logits = answer_logits(model, packed)
-    loss = nn.functional.cross_entropy(logits, packed.target)
+    losses = nn.functional.cross_entropy(logits, packed.target, reduction="none")
+    weights = torch.where(packed.opens, OPENING_WEIGHT, 1.0)
+    loss = (losses * weights).sum() / weights.sum()
     loss.backward()
     right = (logits.detach().argmax(-1) == packed.target).float().mean()
     return loss.item(), right.item()

@@ -40,7 +40,7 @@ class Packed:
     """A batch of B trees of N tokens in all, whose prefixes have P at most.
 
     ids, positions [N]; prefix, in_prefix [B, P] as `places` and `real` of Branches; before and
-    target [M]: where an answer's token is due, and which.
+    target [M]: where an answer's token is due, and which; opens [M]: whether it is the first one.
     """
 
     ids: Tensor
@@ -50,6 +50,7 @@ class Packed:
     branches: tuple[Branches, ...]
     before: Tensor
     target: Tensor
+    opens: Tensor
 
 
 def by_length(trees: Sequence[Tree]) -> list[tuple[int, Sample]]:
@@ -82,6 +83,7 @@ def pack(trees: Sequence[Tree]) -> Packed:
         tuple(groups),
         target_at - 1,
         row[target_at],
+        ~torch.tensor(is_answer)[target_at - 1],
     )
 
 

@@ -83,6 +83,9 @@ JUDGED: list[tuple[Callable[..., str], tuple[object, ...], dict[str, str]]] = [
             "Maybe; it is either a cat or a dog.": "refused",
             "Not sure.": "refused",
             "Yesterday": "wrong",
+            "The dog is to the left of the cat, so yes.": "right",
+            "The dog is to the right of the cat, so no.": "wrong",
+            "No, the dog is there, so yes.": "wrong",
         },
     ),
     (
@@ -96,6 +99,8 @@ JUDGED: list[tuple[Callable[..., str], tuple[object, ...], dict[str, str]]] = [
             "No, I can't tell.": "right",
             "Yes.": "wrong",
             "Notably, a dog.": "wrong",
+            "The dog is above the cat, so no!": "right",
+            "The dog is above the cat, so not left.": "wrong",
             "I don't know.": "refused",
         },
     ),

@@ -88,7 +88,7 @@ def a_look(seed: int, n_concepts: int) -> Look:
         logits(n_concepts),
         logits(len(SORTS)),
         boxes.astype(np.float32),
-        rng.choice(np.array([0.1, 0.5, 0.9, 1], np.float32), 5),
+        rng.choice(np.array([0.1, 0.5, 0.9, 1], np.float32), 5) * np.float32(rng.choice([0.4, 1])),
         logits(5, n_concepts),
         logits(5, len(SURFACES) + 1),
         int(rng.integers(len(WORDS))),
@@ -104,7 +104,7 @@ def written(looks: list[Look], vocabulary: Vocabulary, tokenizer: Tokenizer) -> 
         [
             np.concatenate(
                 [
-                    write(s.reading, rows, tokenizer),
+                    write(s.reading, s.spatial.sort, rows, tokenizer),
                     write_spatial(s.spatial, things, words, tokenizer),
                 ]
             )
@@ -149,9 +149,14 @@ def test_the_graph_says_what_numpy_says(
     assert {len(s.spatial.slots) for s in sights} == set(range(6))
     assert {s.spatial.word_certainty for s in sights} == {-1, CLEAR, PROBABLY}
     assert {slot.name for slot in slots} > {-1, *vocabulary.concept_rows}
+    assert {slot.second for slot in slots} == {-1, *vocabulary.concept_rows}
+    assert any(
+        s.spatial.sort != int(look.sorts.argmax()) for s, look in zip(sights, looks, strict=True)
+    )
     assert {slot.surface for slot in slots} == set(range(-1, len(SURFACES)))
     assert {slot.number for slot in slots} >= {1, 2, 3}
-    for field, words in (("row", ROWS), ("column", COLUMNS), ("rank", RANKS), ("size", SIZES)):
+    lists = {"row": ROWS, "column": COLUMNS, "order": RANKS, "rank": RANKS, "size": SIZES}
+    for field, words in lists.items():
         assert {getattr(slot, field) for slot in slots} == set(range(len(words)))
 
 
@@ -205,38 +210,93 @@ def test_things_are_told_from_left_to_right(
 ) -> None:
     look = with_thing(blank_look, 0, concept=5, sure=0.9, x=0.9, y=0.1)
     look = with_thing(look, 1, concept=0, sure=0.5, x=0.1, y=0.5, surface=SURFACES.index("red"))
-    # Alone the first cat would be probable; it shares the certainty of the second.
+    # Alone the second cat would be clear; it shares the certainty of the first.
     look = with_thing(look, 2, concept=0, sure=0.9, x=0.5, y=0.9)
     assert text_of(look, vocabulary, tokenizer) == (
         "things three "
-        "clear two red cat middle left second small "
-        "clear two cat bottom center third small "
-        "clear one sailboat top right first small"
+        "probably two red cat middle left first second small "
+        "probably two cat bottom center second third small "
+        "clear one sailboat top right third first small"
     )
 
 
 def test_one_thing_is_named_by_its_glimpse_and_the_whole(
     blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
 ) -> None:
-    look = with_thing(blank_look, 3, concept=5, sure=0.5, x=0.5, y=0.5)
+    look = with_thing(blank_look, 3, concept=5, sure=0.8, x=0.5, y=0.5)
     look = replace(look, concepts=likely(5, 8, 0.9))
     assert text_of(look, vocabulary, tokenizer) == (
-        "clear a sailboat a boat a vehicle things one clear one sailboat middle center first small"
+        "clear a sailboat a boat a vehicle things one "
+        "clear one sailboat middle center first first small"
     )
-    doubtful = replace(look, concepts=likely(6, 8, 0.5))
+    doubtful = replace(look, concepts=likely(6, 8, 0.7))
     assert text_of(doubtful, vocabulary, tokenizer) == (
-        "unclear things one probably one middle center first small"
+        "probably a sailboat a boat a vehicle things one "
+        "probably one sailboat star middle center first first small"
     )
+
+
+def test_a_runner_up_is_told_and_of_a_kind_the_likeliest_one(
+    blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    look = with_thing(blank_look, 0, concept=1, sure=0.9, x=0.2, y=0.5)
+    look = with_thing(look, 1, concept=0, sure=0.9, x=0.8, y=0.5)
+    look.thing_concepts[:2] = np.log(
+        [
+            [0.01, 0.36, 0.34, 0.01, 0.01, 0.01, 0.01, 0.25],
+            [0.72, 0.01, 0.01, 0.20, 0.01, 0.02, 0.02, 0.01],
+        ]
+    )
+    assert text_of(look, vocabulary, tokenizer) == (
+        "things two probably one big cat tiger middle left first first small "
+        "probably one cat apple middle right second second small"
+    )
+
+
+def test_the_surest_thing_is_told_of_where_none_is_sure_but_the_whole_is(
+    blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    look = with_thing(blank_look, 0, concept=5, sure=0.3, x=0.5, y=0.5)
+    look = replace(look, objectness=np.full(5, 0.1, np.float32))
+    assert text_of(look, vocabulary, tokenizer) == "unclear things none"
+    look = replace(look, concepts=likely(5, 8, 0.9))
+    assert "one sailboat middle center" in text_of(look, vocabulary, tokenizer)
+
+
+def test_the_parts_of_a_large_thing_are_no_things(
+    blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    look = with_thing(blank_look, 0, concept=4, sure=0.9, x=0.4, y=0.4)
+    look = with_thing(look, 1, concept=5, sure=0.9, x=0.5, y=0.5)
+    look = with_thing(look, 2, concept=3, sure=0.9, x=0.95, y=0.95)
+    assert text_of(look, vocabulary, tokenizer).startswith("things three")
+    look.boxes[1] = (0.1, 0.1, 0.9, 0.9)
+    assert text_of(look, vocabulary, tokenizer) == (
+        "things two clear one sailboat middle center first first large "
+        "clear one apple bottom right second second small"
+    )
+
+
+def test_a_sure_thing_without_print_makes_it_a_picture_of_things(
+    blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> None:
+    look = with_thing(blank_look, 0, concept=5, sure=0.9, x=0.5, y=0.5)
+    look = replace(look, sorts=likely(TEXT, len(SORTS), 0.9), word_probability=0.6)
+    assert "things one" in text_of(look, vocabulary, tokenizer)
+    look = replace(look, word_probability=0.8)
+    assert text_of(look, vocabulary, tokenizer) == "text clear house"
 
 
 def test_a_kind_is_named_where_the_concept_is_not_known(
     blank_look: Look, vocabulary: Vocabulary, tokenizer: Tokenizer
 ) -> None:
-    look = with_thing(blank_look, 0, concept=1, sure=0.28, x=0.5, y=0.5)
+    look = with_thing(blank_look, 0, concept=1, sure=0.18, x=0.5, y=0.5)
     look.thing_concepts[0, 2] = look.thing_concepts[0, 1]
     look = replace(look, concepts=look.thing_concepts[0])
     said = text_of(look, vocabulary, tokenizer)
-    assert said.startswith("probably a big cat a big cat an animal things one probably one big cat")
+    assert said.startswith(
+        "probably a big cat a big cat an animal things one probably one big cat tiger"
+    )
 
 
 def test_a_photograph_is_named_by_its_class_or_else_by_a_sure_concept(
@@ -245,13 +305,15 @@ def test_a_photograph_is_named_by_its_class_or_else_by_a_sure_concept(
     look = with_thing(blank_look, 0, concept=0, sure=0.7, x=0.5, y=0.5)
     look = replace(look, sorts=likely(PHOTO, len(SORTS), 0.9))
     assert text_of(look, vocabulary, tokenizer) == "unclear photo"
-    sure = replace(look, concepts=likely(6, 8, 0.9))
-    assert text_of(sure, vocabulary, tokenizer) == "clear a star a shape photo"
+    shape = replace(look, concepts=likely(6, 8, 0.9))
+    assert text_of(shape, vocabulary, tokenizer) == "unclear photo"
+    sure = replace(look, concepts=likely(5, 8, 0.9))
+    assert text_of(sure, vocabulary, tokenizer) == "clear a sailboat a boat a vehicle photo"
     of_class = replace(sure, classes=likely(954, 1000, 0.9))
     assert text_of(of_class, vocabulary, tokenizer) == "clear a banana a fruit food photo"
     glimpsed = with_thing(of_class, 0, concept=0, sure=0.95, x=0.5, y=0.5)
     assert text_of(glimpsed, vocabulary, tokenizer).endswith(
-        "photo one clear one cat middle center first small"
+        "photo one clear one cat middle center first first small"
     )
 
 
