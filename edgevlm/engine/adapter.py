@@ -53,9 +53,14 @@ class Lora:
 
 
 class LoadedAdapter(Protocol):
-    """An adapter in the memory of one language model, for any number of its contexts."""
+    """An adapter in the memory of one language model, for any number of its contexts.
 
-    lora: Lora
+    `name` and `digest` are those of its `Lora`, whose matrices it holds in the runtime's own form
+    and in no other.
+    """
+
+    name: str
+    digest: str
 
     def close(self) -> None:
         """Let its memory go once no context uses it any more."""

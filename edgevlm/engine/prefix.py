@@ -40,7 +40,7 @@ class PrefixContext:
         if adapters != self._adapters:
             self._context.use_adapters(adapters)
             self._adapters = adapters
-            self._adapter_key = tuple(sorted((a.lora.digest, adapters[a]) for a in adapters))
+            self._adapter_key = tuple(sorted((a.digest, adapters[a]) for a in adapters))
 
     def prefill(
         self, prompt: Prompt, embed: Callable[[int], Embeddings], cancel: Cancel

@@ -9,13 +9,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from edgevlm.engine.adapter import Adapters, Lora, LowRank
+from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora, LowRank
 from edgevlm.errors import AdapterMismatch, NoSpace, NotSupported, RuntimeFailed
 from edgevlm.runtimes.llamacpp_header import GgufHeader
 from edgevlm.runtimes.llamacpp_library import llama
@@ -27,22 +26,19 @@ _ANOTHER = "Use an adapter that was made for this model."
 
 
 class LlamaCppAdapter:
-    """An adapter in llama.cpp's memory.
-
-    `lora` is its name and digest alone: with matrices it would cost twice what it does.
-    """
+    """A `LoadedAdapter` in llama.cpp's memory."""
 
     def __init__(self, lora: Lora, adapter: Adapter) -> None:
-        self.lora = replace(lora, decoder={}, vision={})
+        self.name, self.digest = lora.name, lora.digest
         self._adapter: Adapter | None = adapter
 
     def on(self, weights: Weights) -> Adapter:
         """Raises RuntimeFailed where it was closed, ValueError for other weights, which
         llama.cpp does not notice before it multiplies by the wrong sizes."""
         if self._adapter is None:
-            raise RuntimeFailed(f"The adapter {self.lora.name} was closed.", hint="Load it again.")
+            raise RuntimeFailed(f"The adapter {self.name} was closed.", hint="Load it again.")
         if self._adapter.weights is not weights:
-            raise _foreign(self.lora)
+            raise _foreign(self)
         return self._adapter
 
     def close(self) -> None:
@@ -55,7 +51,7 @@ def on_weights(adapters: Adapters, weights: Weights) -> dict[Adapter, float]:
     chosen = {}
     for loaded, scale in adapters.items():
         if not isinstance(loaded, LlamaCppAdapter):
-            raise _foreign(loaded.lora)
+            raise _foreign(loaded)
         chosen[loaded.on(weights)] = scale
     return chosen
 
@@ -169,5 +165,5 @@ def _kept(gguf: LoraGguf, path: Path) -> Path | None:
     return path
 
 
-def _foreign(lora: Lora) -> ValueError:
-    return ValueError(f"{lora.name} was loaded for another model")
+def _foreign(adapter: LoadedAdapter) -> ValueError:
+    return ValueError(f"{adapter.name} was loaded for another model")

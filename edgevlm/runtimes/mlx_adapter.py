@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -58,15 +58,12 @@ def standing_in(stand_ins: StandIns) -> Iterator[None]:
 
 
 class MlxAdapter:
-    """An adapter in MLX's memory.
-
-    `lora` is left without its matrices: kept twice, they would cost twice.
-    """
+    """A `LoadedAdapter`: `matrices` by the names of the modules that they change."""
 
     def __init__(
         self, lora: Lora, decoder: AdaptableDecoder, matrices: Mapping[str, Matrices]
     ) -> None:
-        self.lora = replace(lora, decoder={}, vision={})
+        self.name, self.digest = lora.name, lora.digest
         self.decoder: AdaptableDecoder | None = decoder
         self.matrices = matrices
 
@@ -120,14 +117,15 @@ class AdaptableDecoder:
         """
         terms: dict[str, list[tuple[Matrices, float]]] = {}
         for adapter, scale in adapters.items():
-            name = adapter.lora.name
             if not isinstance(adapter, MlxAdapter) or adapter.decoder not in (self, None):
                 raise AdapterMismatch(
-                    f"The adapter {name} was loaded for another model than {self._model}.",
+                    f"The adapter {adapter.name} was loaded for another model than {self._model}.",
                     hint="Load it for this one.",
                 )
             if adapter.decoder is None:
-                raise RuntimeFailed(f"The adapter {name} was closed.", hint="Load it again.")
+                raise RuntimeFailed(
+                    f"The adapter {adapter.name} was closed.", hint="Load it again."
+                )
             for module, matrices in adapter.matrices.items():
                 terms.setdefault(module, []).append((matrices, scale))
         places = {module: self._linears[module].place for module in terms}

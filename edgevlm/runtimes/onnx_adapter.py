@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -39,17 +39,18 @@ _PACKED = {"self_attn.qkv_proj": ATTENTION[:3], "mlp.gate_up_proj": FEED_FORWARD
 class OnnxAdapter:
     """A `LoadedAdapter`: the matrices as they came, which cost no memory beside themselves.
 
-    `inputs` are those of the model that has loaded it.
+    `inputs` are those of the model that has loaded it; `updates`, by modules, are None once it
+    is closed.
     """
 
     def __init__(self, lora: Lora, inputs: AdapterInputs) -> None:
-        self.lora, self.inputs = lora, inputs
-        self.closed = False
+        self.name, self.digest = lora.name, lora.digest
+        self.inputs = inputs
+        self.updates: Mapping[str, LowRank] | None = lora.decoder
 
     def close(self) -> None:
         """Let go of the matrices; what a context uses of them it keeps."""
-        self.lora = replace(self.lora, decoder={}, vision={})
-        self.closed = True
+        self.updates = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -112,27 +113,25 @@ class AdapterInputs:
 
         Raises ValueError for adapters of another model, RuntimeFailed for closed ones.
         """
-        loras = [(self._lora(adapter), scale) for adapter, scale in adapters.items()]
         # An order of their own, as the order of summands moves the last bits.
-        loras.sort(key=lambda item: item[0].digest)
+        ordered = sorted(adapters.items(), key=lambda item: item[0].digest)
+        scaled = [(self._updates(adapter), scale) for adapter, scale in ordered]
         return room.put(
             [
-                _Block(pair, columns, lora.decoder[module], scale)
+                _Block(pair, columns, updates[module], scale)
                 for pair in self._pairs
-                for lora, scale in loras
+                for updates, scale in scaled
                 for module, columns in pair.modules.items()
-                if module in lora.decoder
+                if module in updates
             ]
         )
 
-    def _lora(self, adapter: LoadedAdapter) -> Lora:
+    def _updates(self, adapter: LoadedAdapter) -> Mapping[str, LowRank]:
         if not isinstance(adapter, OnnxAdapter) or adapter.inputs is not self:
-            raise ValueError(f"the adapter {adapter.lora.name} was loaded for another model")
-        if adapter.closed:
-            raise RuntimeFailed(
-                f"The adapter {adapter.lora.name} was closed.", hint="Load it again."
-            )
-        return adapter.lora
+            raise ValueError(f"the adapter {adapter.name} was loaded for another model")
+        if adapter.updates is None:
+            raise RuntimeFailed(f"The adapter {adapter.name} was closed.", hint="Load it again.")
+        return adapter.updates
 
     def _no_place(self, lora: Lora, module: str, model: str) -> AdapterMismatch | NotSupported:
         match = _MODULE.fullmatch(module)

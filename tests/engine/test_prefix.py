@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
+from edgevlm.engine.adapter import Adapters, LoadedAdapter
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Part
 from edgevlm.engine.prefix import PrefixContext
@@ -56,7 +56,7 @@ class RecordingContext:
 
 class Resident:
     def __init__(self, digest: str) -> None:
-        self.lora = Lora(digest, digest, {}, {})
+        self.name = self.digest = digest
 
     def close(self) -> None: ...
 
