@@ -11,6 +11,10 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Decision = Literal["local", "cloud", "cache"]
 
+# What is asked about a picture, or a video, that comes without a question.
+DEFAULT_QUESTION = "Describe this image."
+DEFAULT_VIDEO_QUESTION = "Describe this video."
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -28,15 +28,22 @@ from edgevlm.errors import CloudError, Interrupted, NotSupported, PromptTooLong,
 from edgevlm.families.base import Detail, Turn, check_detail
 from edgevlm.families.video import Content, watch
 from edgevlm.media import MediaLimits, load_image, open_video
-from edgevlm.messages import FinishReason, Message, Reply, Route, Timings, Token, Usage
+from edgevlm.messages import (
+    DEFAULT_QUESTION,
+    DEFAULT_VIDEO_QUESTION,
+    FinishReason,
+    Message,
+    Reply,
+    Route,
+    Timings,
+    Token,
+    Usage,
+)
 from edgevlm.model import Model, Notice, load_model
 from edgevlm.settings import ROUTES, Settings, load_settings
 
 if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
-
-DEFAULT_QUESTION = "Describe this image."
-DEFAULT_VIDEO_QUESTION = "Describe this video."
 
 _LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
 _EXIT_WAIT_S = 2.0

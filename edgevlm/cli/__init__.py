@@ -20,7 +20,7 @@ from edgevlm.errors import EdgeVLMError, Interrupted, NoSpace
 COMMANDS = {
     "chat": ("edgevlm.cli.chat:chat", "Ask about a picture, or talk."),
     "model": ("edgevlm.cli.model:model", "List, fetch, check and remove models."),
-    "adapter": ("edgevlm.cli.adapter:adapter", "Install, check and remove adapters."),
+    "adapter": ("edgevlm.cli.adapter:adapter", "Install, check, remove and train adapters."),
     "device": ("edgevlm.cli.device:device", "Show this machine, and plan where a model runs."),
     "doctor": ("edgevlm.cli.doctor:doctor", "Say what works on this machine, and what doesn't."),
 }

@@ -1,4 +1,4 @@
-"""`edgevlm adapter`: install, list, show, remove and check adapters."""
+"""`edgevlm adapter`: install, list, show, remove, check and train adapters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.cli.adapter_train import train
 from edgevlm.cli.nouns import (
     command,
     confirm_removal,
@@ -28,6 +29,7 @@ Examples:
   edgevlm adapter install medical             a pack that ships
   edgevlm adapter install medical@1.0.0       that version of it and no other
   edgevlm adapter install owner/repo          a PEFT adapter of the hub
+  edgevlm adapter train talks.jsonl --name my-adapter
   edgevlm adapter install ./my-adapter        a folder, such as training makes
   edgevlm chat --adapter medical:0.8 --image photo.jpg "What is this?"
 
@@ -39,7 +41,10 @@ Exit codes: 0 done, 2 wrong usage, 3 adapter not to be had or damaged,
 
 @click.group(epilog=EPILOG)
 def adapter() -> None:
-    """Install, check and remove adapters."""
+    """Install, check, remove and train adapters."""
+
+
+adapter.add_command(train)
 
 
 @command(

@@ -56,8 +56,19 @@ class BlockType:
 BLOCK_TYPES = {
     0: BlockType("F32", 1, 4),
     1: BlockType("F16", 1, 2),
+    2: BlockType("Q4_0", 32, 18),
     3: BlockType("Q4_1", 32, 20),
+    6: BlockType("Q5_0", 32, 22),
+    7: BlockType("Q5_1", 32, 24),
     8: BlockType("Q8_0", 32, 34),
+    10: BlockType("Q2_K", 256, 84),
+    11: BlockType("Q3_K", 256, 110),
+    12: BlockType("Q4_K", 256, 144),
+    13: BlockType("Q5_K", 256, 176),
+    14: BlockType("Q6_K", 256, 210),
+    20: BlockType("IQ4_NL", 32, 18),
+    23: BlockType("IQ4_XS", 256, 136),
+    30: BlockType("BF16", 1, 2),
 }
 _Q4_1 = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("pairs", "u1", 16)])
 _Q8_0 = np.dtype([("scale", "<f2"), ("levels", "i1", 32)])
@@ -115,6 +126,12 @@ class GgufFile:
         """
         blocks = self._blocks(name, "Q8_0", shape).view(_Q8_0).reshape(shape[0], -1)
         return blocks["scale"], blocks["levels"]
+
+    def read_bytes(self, name: str) -> NDArray[np.uint8]:
+        """A tensor as it is stored, whatever its type: [..., bytes of a row]."""
+        tensor = self.tensors[name]
+        stored = self._bytes[tensor.start : tensor.start + tensor.n_bytes]
+        return stored.reshape(*tensor.shape[:-1], -1)
 
     def _blocks(self, name: str, type_name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         tensor = self.tensors.get(name)

@@ -145,7 +145,7 @@ def test_the_lies_are_told_to_a_reader_that_would_believe_the_truth(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "strange", [gguf(version=7), gguf(tensor(b"t", (256,), 14, 0), n_tensors=1)]
+    "strange", [gguf(version=7), gguf(tensor(b"t", (256,), 99, 0), n_tensors=1)]
 )
 def test_says_what_it_does_not_know(tmp_path: Path, strange: bytes) -> None:
     path = tmp_path / "strange.gguf"

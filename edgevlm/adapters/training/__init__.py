@@ -1,0 +1,8 @@
+"""Making an adapter on one's own machine, and from one's own pictures and conversations.
+
+    recipe ──▶ data ──▶ samples (prompts as a session sends them, pictures as rows) ──┐
+    deployed weights ──▶ decoder (dequantised, frozen) ──▶ LoRA ──▶ loop ──▶ pack ◀──┘
+
+`job.train` does all of it. torch, transformers and peft are imported by `decoder`, `state` and
+`loop` alone, which are imported by `job` when it is called.
+"""
