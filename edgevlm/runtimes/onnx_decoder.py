@@ -58,7 +58,7 @@ class OnnxLanguageModel:
 
         A graph without inputs for them is loaded a second time, with such inputs, for the first
         adapter (`onnx_rewrite`): contexts that add one run that, the others the graph as it
-        came. Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit.
+        came. Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit, RuntimeFailed.
         """
         if lora.vision:
             raise NotSupported(
@@ -80,10 +80,11 @@ class OnnxLanguageModel:
         return session, inputs.put(used, room)
 
     def close(self) -> None:
-        self._embed_tokens.close()
-        self._decoder.close()
-        if self._adapted is not None:
-            self._adapted[0].close()
+        with self._lock:
+            self._embed_tokens.close()
+            self._decoder.close()
+            if self._adapted is not None:
+                self._adapted[0].close()
 
     def embed(self, parts: Sequence[Part]) -> Array:
         """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
@@ -122,6 +123,7 @@ class OnnxLanguageModel:
 
     def _with_inputs(self) -> tuple[Session, AdapterInputs]:
         with self._lock:
+            self._decoder.opened()
             if self._adapted is None:
                 decoder = self._decoder
                 if not decoder.optional:

@@ -44,7 +44,7 @@ class SharedCache:
         self.buffers = layout.empty(0)
         self._session = session
         self._tensors: Mapping[str, OrtValue] = {}
-        self._binding = self._bind()
+        self._binding = self._bind(session, {})
 
     def run(self, feeds: Mapping[str, Array], length: int, total: int, cancel: Cancel) -> Array:
         if total > self._capacity:
@@ -68,15 +68,16 @@ class SharedCache:
         for old, new in zip(self.buffers, grown, strict=True):
             new[:, :, :filled] = old[:, :, :filled]
         self.buffers, self._capacity = grown, capacity
-        self._binding = self._bind()
+        self._binding = self._bind(self._session, self._tensors)
 
     def feed(self, session: Session, tensors: Mapping[str, OrtValue]) -> None:
         if session is not self._session or tensors is not self._tensors:
+            # Bound first: what is bound now reads the memory of its tensors.
+            self._binding = self._bind(session, tensors)
             self._session, self._tensors = session, tensors
-            self._binding = self._bind()
 
-    def _bind(self) -> Any:
-        binding = self._session.new_binding()
+    def _bind(self, session: Session, tensors: Mapping[str, OrtValue]) -> Any:
+        binding = session.new_binding()
         # The order of binding is the order of outputs, and the logits come first.
         binding.bind_output("logits", "cpu")
         for past, present, buffer in zip(
@@ -85,7 +86,7 @@ class SharedCache:
             value = to_ort(buffer)
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        for name, value in self._tensors.items():
+        for name, value in tensors.items():
             binding.bind_ortvalue_input(name, value)
         return binding
 

@@ -78,7 +78,7 @@ class Session:
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the exporter wrote into the model's `metadata_props`."""
-        return dict(self._opened().get_modelmeta().custom_metadata_map)
+        return dict(self.opened().get_modelmeta().custom_metadata_map)
 
     def run(
         self,
@@ -92,7 +92,7 @@ class Session:
 
         Raises Interrupted, RuntimeFailed.
         """
-        session = self._opened()
+        session = self.opened()
         values: list[OrtValue] = self._cancellable(
             lambda options: session.run_with_ort_values(outputs, feeds, options), cancel, release
         )
@@ -103,7 +103,7 @@ class Session:
 
         Raises RuntimeFailed.
         """
-        session = self._opened()
+        session = self.opened()
         try:
             array: Array = session.run(list(self.outputs)[:1], feeds)[0]
         except Exception as error:
@@ -112,11 +112,11 @@ class Session:
 
     def new_binding(self) -> Any:
         """An `onnxruntime.IOBinding`: inputs and outputs that stay bound between runs."""
-        return self._opened().io_binding()
+        return self.opened().io_binding()
 
     def run_bound(self, binding: Any, cancel: Cancel, *, release: bool = False) -> None:
         """`run` with what is bound."""
-        session = self._opened()
+        session = self.opened()
         self._cancellable(
             lambda options: session.run_with_iobinding(binding, options), cancel, release
         )
@@ -125,7 +125,8 @@ class Session:
         """Drop the weights; they go when no context holds a binding any more."""
         self._session = None
 
-    def _opened(self) -> Any:
+    def opened(self) -> Any:
+        """The `onnxruntime.InferenceSession`. Raises RuntimeFailed after `close`."""
         if self._session is None:
             raise RuntimeFailed("The model was closed.", hint="Load it again.")
         return self._session

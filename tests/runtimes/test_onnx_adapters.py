@@ -377,3 +377,17 @@ def test_refuses_what_is_closed_or_of_another_model(
     with pytest.raises(RuntimeFailed, match="rank-8 was closed"):
         context.use_adapters({adapter: 0.5})
     np.testing.assert_array_equal(logits(context), expected)
+
+
+def test_a_closed_model_takes_none(mixes: Mapping[str, Scaled], smolvlm: Path) -> None:
+    ((lora, _),) = mixes["rank 8"]
+    for before in ([], [lora]):
+        model = load(smolvlm)
+        context = model.new_context()
+        loaded = [model.load_adapter(each) for each in before]
+        model.close()
+        with pytest.raises(RuntimeFailed, match="The model was closed"):
+            model.load_adapter(lora)
+        for adapter in loaded:
+            with pytest.raises(RuntimeFailed, match="The model was closed"):
+                context.use_adapters({adapter: 1.0})
