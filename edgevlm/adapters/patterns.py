@@ -192,6 +192,7 @@ def _any_of(branches: list[_Piece]) -> _Piece:
     def move(subject: _Subject, at: int) -> int:
         reached = 0
         for branch in branches:
+            subject.spend()
             reached |= branch(subject, at)
         return reached
 
@@ -224,6 +225,7 @@ def _ahead(piece: _Piece, wanted: bool) -> _Piece:
     def move(subject: _Subject, at: int) -> int:
         kept = 0
         for index in range(len(subject.text) + 1):
+            subject.spend()
             if at >> index & 1 and bool(piece(subject, 1 << index)) is wanted:
                 kept |= 1 << index
         return kept
