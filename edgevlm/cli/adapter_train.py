@@ -78,10 +78,10 @@ def train(config: Path | None, restart: bool, as_json: bool, **given: Any) -> No
     if as_json:
         print_json(report.to_dict())
     else:
-        _describe(report)
+        _describe(report, recipe.model)
 
 
-def _describe(report: Report) -> None:
+def _describe(report: Report, model: str) -> None:
     click.echo(f"{report.name} is in {report.folder}: {report.steps} steps, {report.ended}")
     if report.eval_loss is not None and report.base_eval_loss is not None:
         click.echo(
@@ -91,5 +91,6 @@ def _describe(report: Report) -> None:
         if report.eval_loss >= report.base_eval_loss:
             click.echo("It does no better than the base on what was kept apart.", err=True)
     folder = os.path.join(".", os.path.relpath(report.folder))  # noqa: PTH118 (Path drops the dot)
-    click.echo(f"  use it:     edgevlm chat --adapter {shlex.quote(folder)}")
-    click.echo(f"  install it: edgevlm adapter install {shlex.quote(folder)}")
+    words = [shlex.quote(word) for word in (model, folder)]
+    click.echo(f"  use it:     edgevlm chat --model {words[0]} --adapter {words[1]}")
+    click.echo(f"  install it: edgevlm adapter install {words[1]}")

@@ -458,6 +458,14 @@ def test_a_model_without_a_gguf_is_not_trained_on(
         train(replace(recipe, model=str(smolvlm)), Settings(home=home))
 
 
+def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, home: Path) -> None:
+    train(recipe, Settings(home=home))
+    for path in (home / "training" / "pictures").rglob("*.npy"):
+        np.save(path, np.full_like(np.load(path), np.nan))
+    with pytest.raises(UsageError, match="The loss is not a number any more at step 0"):
+        train(recipe, Settings(home=home), restart=True)
+
+
 def test_no_other_adapters_folder_is_written_into(
     recipe: Recipe, learned: tuple[Report, Recipe, Noting]
 ) -> None:
@@ -481,6 +489,6 @@ def test_the_command_prints_a_summary_and_how_to_use_it(
     assert run(call) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"mine is in {recipe.out}: 2 steps, all steps are done\n")
-    assert "edgevlm chat --adapter " in out
+    assert f"edgevlm chat --model {recipe.model} --adapter " in out
     assert run(["adapter", "train"]) == 2
     assert "There is no data to train with" in capsys.readouterr().err

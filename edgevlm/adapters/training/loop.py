@@ -20,7 +20,7 @@ from edgevlm.adapters.training.pictures import Pictures
 from edgevlm.adapters.training.recipe import Recipe
 from edgevlm.adapters.training.samples import Sample
 from edgevlm.adapters.training.state import State, restore, save_state, write_tensors
-from edgevlm.errors import Interrupted, NotSupported
+from edgevlm.errors import Interrupted, NotSupported, UsageError
 
 _WARMUP = 20
 _FLOOR = 0.02  # of the learning rate, at the end of the cosine
@@ -89,7 +89,8 @@ class Loop:
     def run(self, learn: Sequence[Sample], judge: Sequence[Sample]) -> None:
         """Train to the end, and put the best that was found in place.
 
-        Raises Interrupted on Ctrl-C, with the last state kept.
+        Raises Interrupted on Ctrl-C, with the last state kept, and UsageError where the learning
+        rate is too high for any loss.
         """
         total = self._recipe.total_steps(len(learn))
         try:
@@ -142,6 +143,11 @@ class Loop:
             group["lr"] = self._recipe.lr * _schedule(state.step, total)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
+        if not torch.isfinite(loss):
+            raise UsageError(
+                f"The loss is not a number any more at step {state.step}.",
+                hint="Begin anew with --restart and a smaller --lr.",
+            )
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self._weights.values(), _LONGEST_GRADIENT)
         self._optimizer.step()

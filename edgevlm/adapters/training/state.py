@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from edgevlm.errors import ModelCorrupt
@@ -108,7 +108,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     size = sum(tensor.nbytes for tensor in on_cpu.values())
     require_space(path.parent, size, path.name)
     draft = path.with_name(path.name + ".new")
-    save_file(on_cpu, draft, metadata={"format": "pt"})
+    draft.write_bytes(save(on_cpu, metadata={"format": "pt"}))
     sync_file(draft)
     draft.replace(path)
 
