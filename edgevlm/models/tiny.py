@@ -25,6 +25,7 @@ from edgevlm.models.tiny_layout import (
     group_rank,
     weights_layout,
 )
+from edgevlm.runtimes.llamacpp_lora import interleave
 
 SHIPPED = Path(__file__).with_name("tiny_files")
 WEIGHTS_NAME = "weights.bin"
@@ -180,10 +181,6 @@ def block_sums(in_features: int) -> NDArray[np.float32]:
 
 
 def half_rotation_order(n_rows: int, head_dim: int) -> NDArray[np.int64]:
-    """Where transformers' rows of a query or key matrix lie in a GGUF file.
-
-    llama.cpp turns neighbours (0, 1), (2, 3) ... of a head into each other,
-    transformers features i and i + head_dim / 2.
-    """
-    rows = np.arange(n_rows).reshape(-1, head_dim // 2, 2)
-    return rows.swapaxes(1, 2).reshape(-1)
+    """Where transformers' rows of a query or key matrix lie in a GGUF file: what undoes
+    `interleave`."""
+    return np.argsort(interleave(np.arange(n_rows), head_dim))

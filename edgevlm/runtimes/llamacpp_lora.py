@@ -86,12 +86,12 @@ def product_tensor(module: str) -> str | None:
 
 
 def interleave(rows: NDArray[Any], head_dim: int) -> NDArray[Any]:
-    """Rows of queries or keys [heads * head_dim, n] in the order of a GGUF file of `llama`.
+    """Rows of queries or keys [heads * head_dim, ...] in the order of a GGUF file of `llama`.
 
     Its rotary embedding turns neighbours (RoFormer, arXiv:2104.09864), where a checkpoint of
     Hugging Face has the two of a pair half a head apart.
     """
-    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[1])
+    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -11,6 +11,7 @@ from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.gguf_export.writer import TensorPlan, Value, Width, matrix_width
 from edgevlm.models.llama import LlamaShape
 from edgevlm.models.vlm_config import ModelConfig
+from edgevlm.runtimes.llamacpp_lora import interleave
 
 ARCH = "llama"
 _PREFIX = "model.text_model"
@@ -69,12 +70,12 @@ def _layer(checkpoint: Checkpoint, text: LlamaShape, layer: int, width: Width) -
     ]
     for name, (product, part) in _PRODUCTS.items():
         shape = (text.part_size(part), _in_features(text, part))
-        heads = {"q": text.n_heads, "k": text.n_kv_heads}.get(part)
+        head_dim = text.head_dim if part in ("q", "k") else None
         tensor = f"{source}.{product}"
-        plans.append(_plan(checkpoint, f"{target}.{name}.weight", tensor, shape, width, heads))
+        plans.append(_plan(checkpoint, f"{target}.{name}.weight", tensor, shape, width, head_dim))
         if f"{tensor}.bias" in checkpoint:
             plans.append(
-                _plan(checkpoint, f"{target}.{name}.bias", tensor, shape[:1], width, heads)
+                _plan(checkpoint, f"{target}.{name}.bias", tensor, shape[:1], width, head_dim)
             )
     return plans
 
@@ -90,30 +91,21 @@ def _plan(
     source: str,
     shape: tuple[int, ...],
     width: Width,
-    heads: int | None = None,
+    head_dim: int | None = None,
 ) -> TensorPlan:
+    """`head_dim` of a product whose rows are interleaved."""
     tensor = f"{source}.{name.rpartition('.')[2]}"
     checkpoint.check(tensor, shape)
     return TensorPlan(
-        name, shape, _reader(checkpoint, tensor, shape, heads), matrix_width(shape, width)
+        name, shape, _reader(checkpoint, tensor, shape, head_dim), matrix_width(shape, width)
     )
 
 
 def _reader(
-    checkpoint: Checkpoint, tensor: str, shape: tuple[int, ...], heads: int | None
+    checkpoint: Checkpoint, tensor: str, shape: tuple[int, ...], head_dim: int | None
 ) -> Callable[[], NDArray[np.float32]]:
     def read() -> NDArray[np.float32]:
         values = checkpoint.read(tensor, shape)
-        return values if heads is None else interleave(values, heads)
+        return values if head_dim is None else interleave(values, head_dim)
 
     return read
-
-
-def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Reorder the output features of a query or key product for llama.cpp.
-
-    Its rotary embedding turns neighbours (RoFormer, arXiv:2104.09864), where a Hugging Face
-    checkpoint has the two of a pair half a head apart.
-    """
-    halves = weight.reshape(heads, 2, -1, *weight.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
