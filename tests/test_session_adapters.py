@@ -314,6 +314,25 @@ def test_an_adapter_whose_files_changed_is_read_anew(
         assert not same(ask(session), before)
 
 
+def test_one_that_is_replaced_while_it_is_loaded_is_of_one_version(
+    model: Model, smolvlm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, load = AdapterStore(load_settings()), AdapterStore.load
+    for version in range(2):
+        write_peft(tmp_path / str(version) / "mine", smolvlm_source, seed=version)
+        describe(tmp_path / str(version) / "mine", scale=0.25 * (version + 1))
+    store.install(str(tmp_path / "0" / "mine"))
+
+    def load_late(store: AdapterStore, name: str) -> Lora:
+        store.install(str(tmp_path / "1" / "mine"))
+        return load(store, name)
+
+    monkeypatch.setattr(AdapterStore, "load", load_late)
+    found = model.adapter("mine")
+    assert found.scale == 0.5
+    assert found.loaded.digest == load(store, "mine").digest
+
+
 def test_its_own_scale_and_system_prompt_hold_where_none_is_given(
     model: Model, packs: Path
 ) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 from edgevlm.adapters.base import Base, check_declared, check_fits, describe_base
@@ -58,16 +59,21 @@ class Residents:
         One of another base is refused before any weight reaches the runtime. Raises what
         `AdapterStore.resolve` and `.load`, `check_fits` and `LanguageModel.load_adapter` do.
         """
-        found = store.resolve(name)
-        key = _key(found)
-        with self._lock:
-            resident = self._alive.get(key)
-            if resident is None:
-                resident = self._alive[key] = self._load(found, partial(store.load, name))
-            self._recent[key] = resident
-            self._recent.move_to_end(key)
-            self._forget_oldest()
-            return resident
+        while True:
+            found = store.resolve(name)
+            key = _key(found)
+            with self._lock:
+                resident = self._alive.get(key)
+                if resident is None:
+                    resident = self._load(found, partial(store.load, name))
+                    # Replaced meanwhile, its manifest and its weights are of two versions.
+                    if _key(store.resolve(name)) != key:
+                        continue
+                    self._alive[key] = resident
+                self._recent[key] = resident
+                self._recent.move_to_end(key)
+                self._forget_oldest()
+                return resident
 
     @cached_property
     def _base(self) -> Base:
@@ -102,8 +108,15 @@ class Residents:
 
 def _key(found: InstalledAdapter) -> Hashable:
     files = [found.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)]
-    states = [file.stat() for file in files if file.exists()]
-    return (found.folder.resolve(), *((state.st_size, state.st_mtime_ns) for state in states))
+    return (found.folder.resolve(), *map(_state, files))
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:  # it needn't be there, or is being replaced
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class ActiveSet:
