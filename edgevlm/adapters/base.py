@@ -129,6 +129,8 @@ def _json_tokens(path: Path) -> Iterable[tuple[int, str]]:
     vocabulary: Any = raw["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: [token, score]
         vocabulary = {token: id_ for id_, (token, _) in enumerate(vocabulary)}
+    if not isinstance(vocabulary, dict):
+        raise TypeError("the vocabulary is no mapping")
     by_id = {id_: token for token, id_ in vocabulary.items()}
     by_id |= {added["id"]: added["content"] for added in raw.get("added_tokens") or []}
     return by_id.items()

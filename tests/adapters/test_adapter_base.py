@@ -61,9 +61,10 @@ def test_files_that_tell_nothing_leave_it_unknown(tmp_path: Path) -> None:
     assert nothing.fingerprint is None
     assert nothing.described == "random"
     make_processor_files(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"model": []}')
-    assert base_of(tmp_path).decoder is not None
-    assert base_of(tmp_path).fingerprint is None
+    for strange in ('{"model": []}', '{"model": {"vocab": 7}}', "[]", "{"):
+        (tmp_path / "tokenizer.json").write_text(strange)
+        assert base_of(tmp_path).decoder is not None
+        assert base_of(tmp_path).fingerprint is None
     check_fits(random_lora(TINY), [DeclaredBase("edgevlm-tiny", "f" * 16)], nothing)
 
 
