@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,13 @@ def smolvlm(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("smolvlm-onnx")
     export_onnx(smolvlm_source, folder, decoder_bits=32, vision_bits=32)
     return folder
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp leaves open, of which Python would complain at its end."""
+    if (utils := sys.modules.get("llama_cpp._utils")) is not None:
+        utils.outnull_file.close()
+        utils.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

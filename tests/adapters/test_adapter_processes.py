@@ -223,7 +223,7 @@ def test_a_stopped_download_leaves_nothing_in_force(
         assert process.stdout is not None
         assert process.stdout.readline() == "taken\n"
         process.send_signal(stop)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate()[1]
     assert process.returncode == code
     assert "Traceback" not in said
     assert adapters.list() == ()
@@ -242,7 +242,7 @@ def test_of_two_processes_one_fetches_and_the_other_waits(
             assert second.stderr is not None
             assert "Waiting for another process" in second.stderr.readline()
             waiting.set()
-            outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+            outputs = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert "is installed:" in outputs[0]
     assert "is installed already" in outputs[1]
