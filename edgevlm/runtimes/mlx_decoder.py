@@ -33,6 +33,7 @@ class MlxLanguageModel:
     def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
         self._name = files.name
         self._language: Any = None
+        self._embed_tokens: Any = None
         self._layers: Sequence[Any] = ()
         self._adaptable: AdaptableDecoder | None = None
         on_mlx_thread(self._load, files, options)
@@ -47,7 +48,7 @@ class MlxLanguageModel:
 
     def close(self) -> None:
         """Drop the weights; they go when no context or adapter holds them any more."""
-        self._language = self._adaptable = None
+        self._language = self._embed_tokens = self._adaptable = None
         self._layers = ()
 
     def new_cache(self) -> SequenceCache:
@@ -85,6 +86,7 @@ class MlxLanguageModel:
 
     def look_up(self, ids: mx.array) -> mx.array:
         """Embeddings [n, d_model] of ids [n]."""
+        self.opened()
         return self._embed_tokens(ids)
 
     def opened(self) -> Any:

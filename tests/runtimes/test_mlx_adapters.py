@@ -274,6 +274,20 @@ def test_what_it_costs(model: MlxLanguageModel, loras: tuple[Lora, Lora]) -> Non
     assert (adapters[0].name, adapters[0].digest) == (lora.name, lora.digest)
 
 
+def test_a_closed_model_lets_its_weights_go(smolvlm_source: Path, loras: tuple[Lora, Lora]) -> None:
+    load(smolvlm_source).close()
+    before = active_memory()
+    model = load(smolvlm_source)
+    adapter, context = model.load_adapter(loras[0]), model.new_context()
+    context.use_adapters({adapter: 1.0})
+    context.extend([IDS], Cancel())
+    for part in (adapter, context, model):
+        part.close()
+    assert active_memory() <= before
+    with pytest.raises(RuntimeFailed, match="The model was closed"):
+        model.new_context()
+
+
 def test_memory_is_flat_over_1000_swaps(model: MlxLanguageModel, loras: tuple[Lora, Lora]) -> None:
     every, few = (model.load_adapter(lora) for lora in loras)
     context = model.new_context()
