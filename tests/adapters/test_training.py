@@ -26,15 +26,18 @@ from edgevlm.adapters.manifest import DeclaredBase, manifest_of
 from edgevlm.adapters.peft import read_peft
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.adapters.training.data import read_examples
+from edgevlm.adapters.training.decoder import load_decoder
 from edgevlm.adapters.training.job import train
 from edgevlm.adapters.training.recipe import Recipe, make_recipe
 from edgevlm.adapters.training.report import Report
 from edgevlm.adapters.training.samples import Rows, Sample, split
 from edgevlm.cli import run
 from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import Interrupted, NotSupported, UnreadableMedia, UsageError
 from edgevlm.families.base import Turn
 from edgevlm.media import load_image
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.progress import Silent
 from edgevlm.runtimes.llamacpp_lora import LoraGguf, interleave
 from edgevlm.settings import Settings
@@ -248,6 +251,19 @@ def loss_of(model: Model, line: dict[str, Any], folder: Path) -> float:
     return float(np.mean(nats))
 
 
+def test_a_decoder_of_mixed_types_is_dequantised(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "gguf"
+    make_random_model(source, dims=Dims(layers=1, hidden=256, intermediate=256))
+    export = make_gguf(source, folder, quantize="q4_k_m")
+    assert {"Q4_K", "Q6_K", "F32"} <= set(export.decoder_types)
+    decoder = load_decoder(ModelFiles("small", folder, {"decoder": export.decoder}))
+    checkpoint = Checkpoint(source)
+    for name, weight in decoder.model.named_parameters():
+        tensor = f"model.text_model.{name}"
+        expected = checkpoint.read(tensor, tuple(weight.shape))
+        assert np.abs(weight.numpy() - expected).mean() < 0.1 * np.abs(expected).mean(), name
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(
     recipe: Recipe, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +276,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(
     for at in ("The base", "step 2/6", "step 5/6"):
         with pytest.raises(Interrupted, match="Stopped at step") as stopped:
             train(recipe, Settings(home=home), progress=ctrl_c(at))
-        assert stopped.value.hint == "The same command goes on from there."
+        assert stopped.value.hint is not None
+        assert stopped.value.hint.startswith("The same command goes on from step ")
         assert not recipe.out.exists()
     told = Noting()
     report = train(recipe, Settings(home=home), progress=told)

@@ -3,6 +3,6 @@
     recipe ──▶ data ──▶ samples (prompts as a session sends them, pictures as rows) ──┐
     deployed weights ──▶ decoder (dequantised, frozen) ──▶ LoRA ──▶ loop ──▶ pack ◀──┘
 
-`job.train` does all of it. torch, transformers and peft are imported by `decoder`, `state` and
-`loop` alone, which are imported by `job` when it is called.
+`job.train` does all of it. torch, transformers and peft are imported by `decoder`, `loop`,
+`state` and `pack` alone, and these by `job` when the data has been read.
 """

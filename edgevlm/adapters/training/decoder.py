@@ -18,27 +18,20 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import ModelCorrupt, NotSupported
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.tiny import half_rotation_order
+from edgevlm.runtimes.llamacpp_lora import product_tensor
 
-_PARTS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_OTHERS = {
+# Of a file of llama.cpp, and of a checkpoint.
+_OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
 def load_decoder(files: ModelFiles) -> LlamaForCausalLM:
@@ -102,33 +95,36 @@ def _weights(
     gguf: GgufFile, config: LlamaConfig, lora: Path | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     updates = {} if lora is None else _updates(GgufFile(lora))
+    names = _names(config)
+    if strange := (gguf.tensors.keys() | updates.keys()) - names.keys():
+        raise NotSupported(
+            f"The decoder has {min(strange)}, which training does not know.",
+            hint="Train another model.",
+        )
     for tensor in gguf.tensors:
         weight = _read(gguf, tensor)
         if tensor in updates:
-            weight += updates.pop(tensor)
-        name = _name(tensor)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight += updates[tensor]
+        if names[tensor].endswith(("q_proj.weight", "k_proj.weight")):
             weight = weight[half_rotation_order(len(weight), int(config.head_dim or 0))]
-        yield name, torch.from_numpy(weight)
-    if updates:
-        raise KeyError(f"the model's own adapter changes {min(updates)}, which is not there")
+        yield names[tensor], torch.from_numpy(weight)
+
+
+def _names(config: LlamaConfig) -> dict[str, str]:
+    """llama.cpp's names of all tensors that a decoder may have, to transformers'."""
+    names = dict(_OUTSIDE)
+    for layer in range(config.num_hidden_layers):
+        for module in (f"layers.{layer}.{part}" for part in (*ATTENTION, *FEED_FORWARD)):
+            names[str(product_tensor(module))] = f"model.{module}.weight"
+        for written, norm in _NORMS.items():
+            names[f"blk.{layer}.{written}.weight"] = f"model.layers.{layer}.{norm}.weight"
+    return names
 
 
 def _read(gguf: GgufFile, name: str) -> NDArray[np.float32]:
     """A tensor in float32, writable."""
     type_ = GGMLQuantizationType[gguf.tensors[name].type.name]
     return np.array(dequantize(gguf.read_bytes(name), type_), np.float32)
-
-
-def _name(tensor: str) -> str:
-    if tensor in _OTHERS:
-        return _OTHERS[tensor]
-    match tensor.split("."):
-        case ["blk", layer, part, "weight"] if part in _PARTS:
-            return f"model.layers.{layer}.{_PARTS[part]}.weight"
-    raise NotSupported(
-        f"The decoder has {tensor}, which training does not know.", hint="Train another model."
-    )
 
 
 def _updates(lora: GgufFile) -> dict[str, NDArray[np.float32]]:
