@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from gguf_factory import make_gguf
 from numpy.typing import NDArray
 from PIL import Image
@@ -481,6 +482,19 @@ def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, home: Path) -> No
         np.save(path, np.full_like(np.load(path), np.nan))
     with pytest.raises(UsageError, match="The loss is not a number any more at step 0"):
         train(recipe, Settings(home=home), restart=True)
+
+
+def test_two_processes_do_not_train_one_adapter(recipe: Recipe, home: Path) -> None:
+    train(recipe, Settings(home=home))
+    (lock,) = (home / "training").glob("mine-*/lock")
+    with FileLock(lock), pytest.raises(UsageError, match="Another process is training mine"):
+        train(recipe, Settings(home=home))
+
+
+def test_an_out_that_is_no_folder_is_told_before_anything_begins(recipe: Recipe) -> None:
+    for out in (recipe.data, recipe.data / "mine"):
+        with pytest.raises(UsageError, match="can't be written"):
+            train(replace(recipe, out=out), load_settings())
 
 
 def test_no_other_adapters_folder_is_written_into(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from edgevlm.engine.placement import Placement
 from edgevlm.errors import Interrupted, NotSupported, UsageError
 from edgevlm.families import known_family
 from edgevlm.media import MediaLimits
+from edgevlm.models.disk import disk_errors
 from edgevlm.models.progress import Progress, Silent
 from edgevlm.models.store import Store
 from edgevlm.runtimes import get_runtime
@@ -71,9 +73,8 @@ def train(
     _require_free(recipe)
     examples = read_examples(recipe.data, recipe.system)
     work = settings.home / "training" / _work_name(recipe)
-    work.mkdir(parents=True, exist_ok=True)
     try:
-        with _alone(work, recipe.name):
+        with disk_errors(work), _alone(work, recipe.name):
             files, placement = _find(recipe.model, Store(settings), progress)
             base = describe_base(files)
             prepared = _prepare(recipe, settings, files, placement, base, examples, progress)
@@ -218,6 +219,7 @@ def _work_name(recipe: Recipe) -> str:
 def _alone(work: Path, name: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
+    work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work / "lock")
     try:
         lock.acquire(timeout=0)
@@ -240,10 +242,14 @@ def _require_packages() -> None:
 
 
 def _require_free(recipe: Recipe) -> None:
-    """Raises UsageError where `out` is a file or another adapter's folder."""
+    """Raises UsageError where `out` can't be written, or is another adapter's folder."""
+    out = recipe.out.absolute()
+    nearest = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(
+            f"{recipe.out} can't be written.", hint="Give a folder of your own as --out."
+        )
     manifest = recipe.out / MANIFEST_NAME
-    if recipe.out.exists() and not recipe.out.is_dir():
-        raise UsageError(f"{recipe.out} is a file.", hint="Give a folder as --out.")
     if manifest.is_file() and (other := read_manifest(manifest).name) != recipe.name:
         raise UsageError(
             f"{recipe.out} holds the adapter {other}.", hint="Give another folder as --out."
