@@ -15,6 +15,16 @@ GROUPS = {
     "gate_up": ("gate", "up"),
     "down": ("down",),
 }
+# What a checkpoint of Hugging Face calls them.
+MODULES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
 
 
 @dataclass(frozen=True, slots=True)

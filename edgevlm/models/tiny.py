@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
-from edgevlm.models.llama import GROUPS, LlamaShape, rotary_tables
+from edgevlm.models.llama import GROUPS, MODULES, LlamaShape, rotary_tables
 from edgevlm.models.tiny_layout import (
     BLOCK,
     SMOLLM2_135M,
@@ -25,7 +25,7 @@ from edgevlm.models.tiny_layout import (
     group_rank,
     weights_layout,
 )
-from edgevlm.runtimes.llamacpp_lora import interleave
+from edgevlm.runtimes.llamacpp_lora import PRODUCTS, interleave
 
 SHIPPED = Path(__file__).with_name("tiny_files")
 WEIGHTS_NAME = "weights.bin"
@@ -35,15 +35,7 @@ CONFIGURATION = ("config.json", "preprocessor_config.json")
 # Arrays `layers.{layer}.{part}.A` [in, rank] and `.B` [rank, out], alpha / rank in B.
 Lora: TypeAlias = Mapping[str, NDArray[Any]]
 
-TENSORS = {
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
+TENSORS = {part: PRODUCTS[module] for part, module in MODULES.items()}
 
 
 def assemble(gguf: Path, folder: Path) -> None:

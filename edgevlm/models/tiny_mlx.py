@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgevlm.models.gguf import GgufFile
 from edgevlm.models.gguf_tokenizer import read_tokenizer
-from edgevlm.models.llama import GROUPS, LlamaShape
+from edgevlm.models.llama import GROUPS, MODULES, LlamaShape
 from edgevlm.models.safetensors import write_safetensors
 from edgevlm.models.tiny import (
     CONFIGURATION,
@@ -31,15 +31,6 @@ from edgevlm.models.tiny import (
 )
 from edgevlm.models.tiny_layout import BLOCK, SMOLLM2_135M
 
-_MODULES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 _EMBEDDINGS = "language_model.embed_tokens"
 
 
@@ -118,7 +109,7 @@ def _product(
 
 def _module(name: str) -> str:
     _, layer, part = name.split(".")
-    return f"language_model.layers.{layer}.{_MODULES[part]}"
+    return f"language_model.layers.{layer}.{MODULES[part]}"
 
 
 def _words(packed: NDArray[np.uint8]) -> NDArray[np.uint32]:

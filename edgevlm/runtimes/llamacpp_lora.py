@@ -18,7 +18,7 @@ _MAGIC, _VERSION, _ALIGNMENT = b"GGUF", 3, 32
 _UINT32, _FLOAT32, _STRING = 4, 6, 8
 _TENSOR_TYPES = {"float32": 0, "float16": 1}
 # A checkpoint's name of a product: llama.cpp's.
-_PRODUCTS = {
+PRODUCTS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -80,8 +80,8 @@ def product_tensor(module: str) -> str | None:
     """`blk.0.attn_q.weight` for `layers.0.self_attn.q_proj`; None for what is no product of
     a decoder layer."""
     match module.split(".", 2):
-        case ["layers", layer, product] if product in _PRODUCTS:
-            return f"blk.{layer}.{_PRODUCTS[product]}.weight"
+        case ["layers", layer, product] if product in PRODUCTS:
+            return f"blk.{layer}.{PRODUCTS[product]}.weight"
     return None
 
 

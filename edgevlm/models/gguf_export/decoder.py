@@ -9,22 +9,12 @@ from numpy.typing import NDArray
 
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.gguf_export.writer import TensorPlan, Value, Width, matrix_width
-from edgevlm.models.llama import LlamaShape
+from edgevlm.models.llama import MODULES, LlamaShape
 from edgevlm.models.vlm_config import ModelConfig
-from edgevlm.runtimes.llamacpp_lora import interleave
+from edgevlm.runtimes.llamacpp_lora import PRODUCTS, interleave
 
 ARCH = "llama"
 _PREFIX = "model.text_model"
-# llama.cpp's name of a product: the checkpoint's, and the part whose size it has.
-_PRODUCTS = {
-    "attn_q": ("self_attn.q_proj", "q"),
-    "attn_k": ("self_attn.k_proj", "k"),
-    "attn_v": ("self_attn.v_proj", "v"),
-    "attn_output": ("self_attn.o_proj", "o"),
-    "ffn_gate": ("mlp.gate_proj", "gate"),
-    "ffn_up": ("mlp.up_proj", "up"),
-    "ffn_down": ("mlp.down_proj", "down"),
-}
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
@@ -68,10 +58,10 @@ def _layer(checkpoint: Checkpoint, text: LlamaShape, layer: int, width: Width) -
         _plan(checkpoint, f"{target}.{name}.weight", f"{source}.{norm}", (text.hidden_size,), width)
         for name, norm in _NORMS.items()
     ]
-    for name, (product, part) in _PRODUCTS.items():
+    for part, module in MODULES.items():
         shape = (text.part_size(part), _in_features(text, part))
         head_dim = text.head_dim if part in ("q", "k") else None
-        tensor = f"{source}.{product}"
+        name, tensor = PRODUCTS[module], f"{source}.{module}"
         plans.append(_plan(checkpoint, f"{target}.{name}.weight", tensor, shape, width, head_dim))
         if f"{tensor}.bias" in checkpoint:
             plans.append(

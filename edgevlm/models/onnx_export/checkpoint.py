@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import ModelCorrupt
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.llama import GROUPS, rotary_tables
+from edgevlm.models.llama import GROUPS, MODULES, rotary_tables
 from edgevlm.models.onnx_export.graph import Graph
 from edgevlm.models.onnx_export.linear import (
     FLOAT_ACTIVATIONS,
@@ -17,16 +17,6 @@ from edgevlm.models.onnx_export.linear import (
 )
 from edgevlm.models.onnx_export.quantize import BLOCK, quantize_blocks
 from edgevlm.models.vlm_config import ModelConfig
-
-PARTS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 
 
 class CheckpointDecoder:
@@ -57,7 +47,7 @@ class CheckpointDecoder:
         in_features, _ = self._text.group_size(group)
         weights, biases = [], []
         for part in GROUPS[group]:
-            name, n = f"{prefix}.{PARTS[part]}", self._text.part_size(part)
+            name, n = f"{prefix}.{MODULES[part]}", self._text.part_size(part)
             weights.append(self._checkpoint.read(f"{name}.weight", (n, in_features)))
             if f"{name}.bias" in self._checkpoint:
                 biases.append(self._checkpoint.read(f"{name}.bias", (n,)))
