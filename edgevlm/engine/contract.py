@@ -82,7 +82,8 @@ class Context(Protocol):
 
         What the context holds stays as it was computed: a caller that wants the positions of
         before with other adapters truncates to 0 and extends anew. With none it is the base
-        again, bit for bit.
+        again, bit for bit. Raises AdapterMismatch for one that another model has loaded and
+        RuntimeFailed for a closed one; the context then is as it was.
         """
 
     def close(self) -> None: ...

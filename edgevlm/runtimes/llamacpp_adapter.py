@@ -33,7 +33,7 @@ class LlamaCppAdapter:
         self._adapter: Adapter | None = adapter
 
     def on(self, weights: Weights) -> Adapter:
-        """Raises RuntimeFailed where it was closed, ValueError for other weights, which
+        """Raises RuntimeFailed where it was closed, AdapterMismatch for other weights, which
         llama.cpp does not notice before it multiplies by the wrong sizes."""
         if self._adapter is None:
             raise RuntimeFailed(f"The adapter {self.name} was closed.", hint="Load it again.")
@@ -47,7 +47,7 @@ class LlamaCppAdapter:
 
 
 def on_weights(adapters: Adapters, weights: Weights) -> dict[Adapter, float]:
-    """What a context on these weights adds. Raises RuntimeFailed, ValueError."""
+    """What a context on these weights adds. Raises RuntimeFailed, AdapterMismatch."""
     chosen = {}
     for loaded, scale in adapters.items():
         if not isinstance(loaded, LlamaCppAdapter):
@@ -165,5 +165,7 @@ def _kept(gguf: LoraGguf, path: Path) -> Path | None:
     return path
 
 
-def _foreign(adapter: LoadedAdapter) -> ValueError:
-    return ValueError(f"{adapter.name} was loaded for another model")
+def _foreign(adapter: LoadedAdapter) -> AdapterMismatch:
+    return AdapterMismatch(
+        f"The adapter {adapter.name} was loaded for another model.", hint="Load it for this one."
+    )

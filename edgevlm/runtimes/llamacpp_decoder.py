@@ -145,7 +145,7 @@ class LlamaCppContext:
     def use_adapters(self, adapters: Adapters) -> None:
         """Have every later `extend` add these, beside the model's own, and no others.
 
-        Raises RuntimeFailed for a closed one, ValueError for one of another model.
+        Raises RuntimeFailed for a closed one, AdapterMismatch for one of another model.
         """
         with self._turn:
             model = self._opened()

@@ -111,7 +111,7 @@ class AdapterInputs:
     def put(self, adapters: Adapters, room: AdapterRoom) -> Mapping[str, OrtValue]:
         """What a run is fed to add these times their scales, which stays in `room`.
 
-        Raises ValueError for adapters of another model, RuntimeFailed for closed ones.
+        Raises AdapterMismatch for adapters of another model, RuntimeFailed for closed ones.
         """
         # An order of their own, as the order of summands moves the last bits.
         ordered = sorted(adapters.items(), key=lambda item: item[0].digest)
@@ -128,7 +128,10 @@ class AdapterInputs:
 
     def _updates(self, adapter: LoadedAdapter) -> Mapping[str, LowRank]:
         if not isinstance(adapter, OnnxAdapter) or adapter.inputs is not self:
-            raise ValueError(f"the adapter {adapter.name} was loaded for another model")
+            raise AdapterMismatch(
+                f"The adapter {adapter.name} was loaded for another model.",
+                hint="Load it for this one.",
+            )
         if adapter.updates is None:
             raise RuntimeFailed(f"The adapter {adapter.name} was closed.", hint="Load it again.")
         return adapter.updates

@@ -220,7 +220,7 @@ class OnnxContext:
         """Add these of the same model from the next `extend` on; with none it is the base.
 
         The memory of what was added is kept for the next, until the context is closed.
-        Raises ValueError for those of another model, RuntimeFailed for closed ones.
+        Raises AdapterMismatch for those of another model, RuntimeFailed for closed ones.
         """
         self._opened().feed(*self._model.adding(adapters, self._room))
 

@@ -379,7 +379,7 @@ def test_adapters_stay_with_their_model(
     other = LlamaCppLanguageModel(ModelFiles("copy", tmp_path, {"decoder": copied}), OPTIONS)
     loaded = model.load_adapter(lora)
     context = other.new_context()
-    with pytest.raises(ValueError, match="medical was loaded for another model"):
+    with pytest.raises(AdapterMismatch, match="medical was loaded for another model"):
         context.use_adapters({loaded: 1.0})
     assert np.array_equal(context.extend([IDS[:40]], Cancel()), afresh(other, {}))
     other.close()

@@ -369,7 +369,7 @@ def test_refuses_what_is_closed_or_of_another_model(
     context = model.new_context()
     context.use_adapters({adapter: 1.0})
     expected = logits(context)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(AdapterMismatch, match="another model"):
         other.new_context().use_adapters({adapter: 1.0})
     adapter.close()
     assert adapter.updates is None
