@@ -52,7 +52,6 @@ class LlamaCppLanguageModel:
         self.context_length = _context_length(weights, options)
         self.has_m_rope = weights.has_m_rope
         self._threads = options.threads
-        self._cache = options.cache
         self.own_adapter: dict[Adapter, float] = {}
         if "lora" in files.roles:
             self.own_adapter[weights.load_adapter(files.roles["lora"])] = 1.0
@@ -66,13 +65,12 @@ class LlamaCppLanguageModel:
     def load_adapter(self, lora: Lora) -> LoadedAdapter:
         """Bring an adapter into memory, beside those that are there.
 
-        Its GGUF form stays in the cache of the options, where they have one. Raises
-        NotSupported, AdapterMismatch, NoSpace, ModelCorrupt, RuntimeFailed.
+        Raises NotSupported, AdapterMismatch, NoSpace, ModelCorrupt, RuntimeFailed.
         """
         weights = self.opened()
         if self._adaptable is None:
             self._adaptable = AdaptableDecoder(weights)
-        return self._adaptable.load(lora, self._cache)
+        return self._adaptable.load(lora)
 
     def open_sequence(self, capacity: int, batch: int) -> Sequence:
         return Sequence(

@@ -56,7 +56,6 @@ class LoraGguf:
             header += struct.pack("<IQ", _TENSOR_TYPES[array.dtype.name], offset)
             offset += array.nbytes + _padding(array.nbytes)
         self._header = header + bytes(_padding(len(header)))
-        self._n_bytes = len(self._header) + offset
 
     def write(self, path: Path) -> None:
         """The tensors in their order. Raises OSError."""
@@ -66,14 +65,6 @@ class LoraGguf:
                 little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
                 file.write(little.data)
                 file.write(bytes(_padding(little.nbytes)))
-
-    def is_at(self, path: Path) -> bool:
-        """Whether a file of the same tensors is there, whole. The numbers are not compared:
-        the name of the file vouches for them. Raises OSError."""
-        if not path.is_file() or path.stat().st_size != self._n_bytes:
-            return False
-        with path.open("rb") as file:
-            return file.read(len(self._header)) == self._header
 
 
 def product_tensor(module: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import shutil
 import subprocess
@@ -25,8 +26,8 @@ from smolvlm_factory import load_reference
 
 from edgevlm.engine.adapter import Adapters, Lora, LowRank
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import LoadOptions, ModelFiles
-from edgevlm.errors import AdapterMismatch, ModelCorrupt, NotSupported, RuntimeFailed
+from edgevlm.engine.contract import ModelFiles
+from edgevlm.errors import AdapterMismatch, ModelCorrupt, NoSpace, NotSupported, RuntimeFailed
 from edgevlm.runtimes.llamacpp_adapter import AdaptableDecoder
 from edgevlm.runtimes.llamacpp_decoder import LlamaCppLanguageModel
 from edgevlm.runtimes.llamacpp_lora import LoraGguf
@@ -212,38 +213,29 @@ def test_the_models_own_adapter_stays_under_others(
     model.close()
 
 
-def test_a_file_is_made_once_and_again_where_it_is_broken(
-    smolvlm_gguf: Path, tmp_path: Path, lora: Lora
+def test_nothing_stays_on_the_disk(
+    model: LlamaCppLanguageModel, tmp_path: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LlamaCppLanguageModel(
-        llamacpp_files(smolvlm_gguf), LoadOptions(threads=1, cache=tmp_path / "cache")
-    )
-    expected = afresh(model, {model.load_adapter(lora): 1.0})
-    (file,) = (tmp_path / "cache" / "llamacpp").iterdir()
-    assert file.name == f"{lora.digest}-llama-16.gguf"
-    written, inode = file.read_bytes(), file.stat().st_ino
-    model.load_adapter(lora)
-    assert file.stat().st_ino == inode
-    for broken in (b"", b"GGUF", written[:-1], bytes(len(written))):
-        file.write_bytes(broken)
-        assert np.array_equal(afresh(model, {model.load_adapter(lora): 1.0}), expected)
-        assert file.read_bytes() == written
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-    model.close()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    loaded = model.load_adapter(lora)
+    assert not list(tmp_path.iterdir())
+    assert not np.array_equal(afresh(model, {loaded: 1.0}), afresh(model, {}))
 
 
-def test_without_a_cache_that_can_be_written_nothing_stays(
-    smolvlm_gguf: Path, tmp_path: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_said(
+    model: LlamaCppLanguageModel, tmp_path: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a file").write_text("no folder")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    for cache in (None, tmp_path / "a file"):
-        options = LoadOptions(threads=1, cache=cache)
-        model = LlamaCppLanguageModel(llamacpp_files(smolvlm_gguf), options)
+    def full(self: LoraGguf, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(LoraGguf, "write", full)
+    with pytest.raises(NoSpace, match="No space left on device"):
         model.load_adapter(lora)
-        assert not list((tmp_path / "temporary").iterdir())
-        model.close()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(NoSpace, match="No such file"):
+        model.load_adapter(lora)
 
 
 @pytest.mark.parametrize("make", [gguf_foreign.make_qwen25vl, gguf_foreign.make_gemma3])
@@ -368,7 +360,7 @@ def test_an_order_of_rows_that_is_not_known_is_refused(
     decoder = AdaptableDecoder(model.opened())
     monkeypatch.setattr(decoder, "_architecture", "command-r")
     with pytest.raises(NotSupported, match=r"queries or keys.*of the kind command-r"):
-        decoder.load(random_lora(smolvlm_source, targets=["k_proj"]), None)
+        decoder.load(random_lora(smolvlm_source, targets=["k_proj"]))
 
 
 def test_adapters_stay_with_their_model(
