@@ -325,6 +325,10 @@ def test_other_settings_do_not_go_on_with_a_run_unless_it_begins_anew(
     other = replace(recipe, rank=4)
     with pytest.raises(UsageError, match="with other settings or data has come to step 2"):
         train(other, Settings(home=home))
+    decoder = next(Path(recipe.model).glob("smolvlm*.gguf"))
+    decoder.touch()  # as new weights of the same shapes are
+    with pytest.raises(UsageError, match="with other settings or data"):
+        train(recipe, Settings(home=home))
     train(other, Settings(home=home), restart=True)
     assert {part.rank for part in read_peft(recipe.out, name="m").decoder.values()} == {4}
     # What is finished is in the pack already, and in nobody's way.

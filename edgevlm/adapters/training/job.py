@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from edgevlm.adapters.base import Base, describe_base
 from edgevlm.adapters.manifest import MANIFEST_NAME, read_manifest
 from edgevlm.adapters.training.data import Example, read_examples
-from edgevlm.adapters.training.pictures import Pictures, encoder_key
+from edgevlm.adapters.training.pictures import Pictures, files_key
 from edgevlm.adapters.training.recipe import Recipe
 from edgevlm.adapters.training.report import Report
 from edgevlm.adapters.training.samples import Sample, digest_of, make_samples, split
@@ -101,7 +101,7 @@ def _learn(
     from edgevlm.adapters.training.pack import write_pack
     from edgevlm.adapters.training.state import State, read_state
 
-    digest = _digest(recipe, base, prepared)
+    digest = _digest(recipe, files, prepared)
     state = None if restart else read_state(work)
     if state is not None and state.digest != digest:
         if state.ended is None:
@@ -151,7 +151,7 @@ def _prepare(
     )
     vision = get_runtime(placement.vision).load_vision(files, options)
     try:
-        folder = settings.home / "training" / "pictures" / encoder_key(files)
+        folder = settings.home / "training" / "pictures" / files_key(files)
         limits = MediaLimits(max_pixels=settings.max_pixels, allow_network=False)
         pictures = Pictures(folder, family, vision, limits, progress.note)
         longest = settings.context_length or _LONGEST
@@ -200,10 +200,10 @@ def _report(recipe: Recipe, base: Base, prepared: _Prepared, state: State) -> Re
     )
 
 
-def _digest(recipe: Recipe, base: Base, prepared: _Prepared) -> str:
+def _digest(recipe: Recipe, files: ModelFiles, prepared: _Prepared) -> str:
     told = {
         **recipe.decisive(),
-        "base": (base.name, base.fingerprint),
+        "base": (files.name, files_key(files)),
         "learn": digest_of(prepared.learn),
         "judge": digest_of(prepared.judge),
     }

@@ -91,8 +91,9 @@ class Pictures:
         return self._folder / f"{key}.npy"
 
 
-def encoder_key(files: ModelFiles) -> str:
-    """A folder name for one version of a model's files: 16 hex digits."""
+def files_key(files: ModelFiles) -> str:
+    """16 hex digits that tell one version of a model's files from another: its fingerprint
+    stays, where only weights change."""
     digest = hashlib.sha256()
     for role, path in sorted(files.roles.items()):
         status = path.stat()
