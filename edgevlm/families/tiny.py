@@ -1,4 +1,4 @@
-"""edgevlm-tiny: SmolLM2's chat layout around pictures that are 82 tokens of words each.
+"""edgevlm-tiny: SmolLM2's chat layout around pictures that are 102 tokens of words each.
 
 The vision encoder writes what it recognises as embeddings of the decoder's own words
 (recipes/tiny/seen.py has the slots), so a picture's place in the prompt reads "Picture: clear a

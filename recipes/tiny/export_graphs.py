@@ -2,8 +2,8 @@
 
     python recipes/tiny/export_graphs.py
 
-They hold no weights, but follow the targets and ranks of lora.npz: run this again
-whenever those change.
+They hold no weights, have empty inputs for adapters, and follow the targets and ranks of lora.npz:
+run this again whenever those change.
 """
 
 from __future__ import annotations

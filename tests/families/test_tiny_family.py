@@ -67,7 +67,7 @@ def test_a_question_about_a_picture_is_laid_out_as_trained(family: TinyFamily) -
     image = family.preprocess(picture())
     assert spelled(family, [Turn("user", (image, "What is this?"))]) == (
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"
-        "<|im_start|>user\nPicture:[0:82]\nWhat is this?<|im_end|>\n"
+        "<|im_start|>user\nPicture:[0:102]\nWhat is this?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
@@ -83,13 +83,13 @@ def test_turns_pictures_and_a_system_prompt_keep_their_order(family: TinyFamily)
     prompt = family.render(turns)
     assert spelled(family, turns) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nComparePicture:[0:82]\nPicture:[1:82]\n<|im_end|>\n"
+        "<|im_start|>user\nComparePicture:[0:102]\nPicture:[1:102]\n<|im_end|>\n"
         "<|im_start|>assistant\nBoth are grey.<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     assert [image.key for image in prompt.images] == [first.key, second.key]
-    assert prompt.image_tokens == 164
+    assert prompt.image_tokens == 204
 
 
 def test_a_second_turn_extends_the_prompt_of_the_first(family: TinyFamily) -> None:
@@ -128,7 +128,7 @@ def test_a_picture_is_squashed_whole_and_normalised(family: TinyFamily) -> None:
     image = family.preprocess(pixels, detail="high")
     assert image.pixel_values.shape == (1, 3, 520, 520)
     assert image.pixel_values.dtype == np.float32
-    assert (image.grid, image.n_tokens, image.pixel_mask) == ((0, 0), 82, None)
+    assert (image.grid, image.n_tokens, image.pixel_mask) == ((0, 0), 102, None)
     np.testing.assert_allclose(image.pixel_values[0, :, 0], -127 / 128, rtol=1e-6)
     np.testing.assert_allclose(image.pixel_values[0, :, -1], 1, rtol=1e-6)
 
@@ -136,7 +136,7 @@ def test_a_picture_is_squashed_whole_and_normalised(family: TinyFamily) -> None:
 def test_a_budget_pays_for_the_picture_or_is_refused(family: TinyFamily) -> None:
     whole = family.preprocess(picture())
     assert family.preprocess(picture(), "high", whole.n_tokens).key == whole.key
-    with pytest.raises(UsageError, match="at least 82 tokens, more than 81"):
+    with pytest.raises(UsageError, match="at least 102 tokens, more than 101"):
         family.preprocess(picture(), "auto", whole.n_tokens - 1)
 
 

@@ -32,7 +32,7 @@ def write_skeletons(
     accuracy_level: int = FLOAT_ACTIVATIONS,
     head_accuracy_level: int = INT8_ACTIVATIONS,
     last_logits_only: bool = True,
-    adapters: bool = False,
+    adapters: bool = True,
 ) -> None:
     """Write `embed_tokens.onnx` and `decoder_model_merged.onnx` into `folder`.
 
