@@ -40,7 +40,7 @@ from edgevlm.families.tiny import Preprocessing, TinyFamily
 
 WORDS = Path(__file__).with_name("words.txt")
 # How often each certainty is practised, whatever real pictures would give.
-CERTAINTY_SHARES = {CLEAR: 0.58, PROBABLY: 0.18, EITHER: 0.12, UNCLEAR: 0.12}
+CERTAINTY_SHARES = {CLEAR: 0.50, PROBABLY: 0.18, EITHER: 0.10, UNCLEAR: 0.22}
 # Where only the broad kind is known ("an animal"): rare in made-up scores, not in pictures.
 BROAD_ONLY = 0.05
 OTHER_SYSTEM = 0.25

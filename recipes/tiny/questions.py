@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from projector import CLEAR, EITHER, PROBABLY, UNCLEAR, Reading, Vocabulary
 
+NO_TEXT = "There is no text that I can read."
 # What isn't known is said in several ways, as often each: such an answer's probability is low,
 # and with it the confidence that others go by.
 UNKNOWN = (
@@ -22,12 +23,18 @@ UNKNOWN = (
     "Hard to say what this is.",
     "I'm not sure what this is.",
 )
+UNREAD = (
+    NO_TEXT,
+    "I can't read the text.",
+    "It isn't clear to me what the text says.",
+    "I'm not sure what it says.",
+    "Hard to say: the text isn't clear to me.",
+)
 NOT_SEEN = (
     "Not that I can tell.",
     "No, not as far as I can see.",
     "I don't think so, but the picture isn't clear to me.",
 )
-NO_TEXT = "There is no text that I can read."
 TEXT = "what the text says"
 
 NAMING = (

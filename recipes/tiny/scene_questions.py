@@ -13,7 +13,7 @@ import phrasings as ask_for
 from asking import Maker
 from place_questions import OPPOSITE, PlaceQuestions
 from projector import CLEAR, PROBABLY, Vocabulary
-from questions import NO_TEXT, UNKNOWABLE, UNKNOWN, Exchange
+from questions import NO_TEXT, UNKNOWABLE, UNKNOWN, UNREAD, Exchange
 from seen import COLOURS, NUMBERS, SIZES, SURFACES
 from simulate import CHART, NOTHING, PHOTO, TEXT, Known, SeenThing
 from wording import (
@@ -78,7 +78,7 @@ class SceneQuestions(PlaceQuestions):
             (0.02, self._size),
             (0.05, self._where),
             *self._about_places,
-            (0.08, self._about_absent),
+            (0.03, self._about_absent),
             (0.03, self._unknowable),
             (0.02, self.read),
             (0.01, self._highest),
@@ -138,7 +138,7 @@ class SceneQuestions(PlaceQuestions):
         if known.sort == NOTHING:
             return SEES_NOTHING
         if known.sort == TEXT:
-            return self._says(known) if known.word else "The picture shows text that I can't read."
+            return self._says(known)
         clause = self.shows(known)
         if clause == "is unclear":
             return self._rng.choice(UNKNOWN)
@@ -395,7 +395,7 @@ class SceneQuestions(PlaceQuestions):
 
     def _says(self, known: Known) -> str:
         if not known.word:
-            return NO_TEXT
+            return self._rng.choice(UNREAD) if known.sort == TEXT else NO_TEXT
         adverb = "" if known.word_certainty == CLEAR else "probably "
         return f"It {adverb}says: {known.word}."
 

@@ -30,6 +30,8 @@ SECOND_RIGHT = 0.30
 # Of centres and sides, in shares of the picture.
 JITTER = 0.01
 STRAY_WORD = 0.03
+# How much print is not read.
+UNREAD = 0.25
 # How often only the kind, or no name at all, is told.
 KIND_ONLY, UNNAMED = 0.10, 0.05
 # The share of classifier readings that name a look-alike.
@@ -253,7 +255,7 @@ class Simulator:
     def _print(self, sort: int, rng: random.Random) -> tuple[Sight, Known]:
         pool = self._letters if sort == TEXT and rng.random() < 0.85 else self._digits
         word, reading = rng.choice(pool), Reading(-1)
-        if rng.random() < 0.12:
+        if rng.random() < UNREAD:
             return Sight(reading, Spatial(sort)), Known(sort, reading)
         certainty = CLEAR if rng.random() < CLEAR_SHARE else PROBABLY
         told = word
