@@ -15,6 +15,7 @@ from edgevlm.cli.nouns import (
     make_table,
     print_json,
     print_table,
+    tell_verified,
     yes_option,
 )
 from edgevlm.errors import AdapterCorrupt
@@ -138,28 +139,10 @@ def remove(name: str, yes: bool, as_json: bool) -> None:
 def verify(name: str | None, as_json: bool) -> None:
     """Read every file of NAME, or of all adapters, and compare it with what was installed."""
     results = _store().verify(name)
-    if as_json:
-        print_json(
-            [
-                {
-                    "name": result.name,
-                    "folder": str(result.folder),
-                    "files": result.files,
-                    "altered": dict(result.altered),
-                }
-                for result in results
-            ]
-        )
-    else:
-        for result in results:
-            state = "damaged" if result.altered else "ok"
-            click.echo(f"{result.name}: {result.files} files, {state}")
-        if not results:
-            click.echo("No adapter is installed.")
-    damaged = [f"{r.name}: {path}: {why}" for r in results for path, why in r.altered.items()]
+    damaged = tell_verified(results, lambda r: r.name, "No adapter is installed.", as_json=as_json)
     if damaged:
         raise AdapterCorrupt(
-            f"Not as installed: {'; '.join(damaged)}.",
+            f"Not as installed: {damaged}.",
             hint="`edgevlm adapter install NAME` puts it right.",
         )
 

@@ -15,6 +15,7 @@ from edgevlm.cli.nouns import (
     make_table,
     print_json,
     print_table,
+    tell_verified,
     yes_option,
 )
 from edgevlm.errors import ModelCorrupt
@@ -150,29 +151,12 @@ def remove(name: str, runtime: str | None, yes: bool, as_json: bool) -> None:
 def verify(name: str | None, as_json: bool) -> None:
     """Read every file of NAME, or of all models, and compare it with what was published."""
     results = _store().verify(name)
-    if as_json:
-        print_json(
-            [
-                {
-                    "name": result.name,
-                    "runtime": result.runtime,
-                    "folder": str(result.folder),
-                    "files": result.files,
-                    "altered": dict(result.altered),
-                }
-                for result in results
-            ]
-        )
-    else:
-        for result in results:
-            state = "damaged" if result.altered else "ok"
-            click.echo(f"{result.name} ({result.runtime}): {result.files} files, {state}")
-        if not results:
-            click.echo("No model is on this device.")
-    damaged = [f"{r.name}: {path}: {why}" for r in results for path, why in r.altered.items()]
+    damaged = tell_verified(
+        results, lambda r: f"{r.name} ({r.runtime})", "No model is on this device.", as_json=as_json
+    )
     if damaged:
         raise ModelCorrupt(
-            f"Not as published: {'; '.join(damaged)}.",
+            f"Not as published: {damaged}.",
             hint="`edgevlm model pull NAME --runtime R` fetches what is wrong again.",
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +14,11 @@ from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from edgevlm.adapters.store import Verification as OfAdapter
+    from edgevlm.models.store import Verification as OfModel
+
+    V = TypeVar("V", OfAdapter, OfModel)
 
 _FILE_WIDTH = 200  # columns, where nobody's terminal says
 
@@ -56,3 +62,19 @@ def confirm_removal(name: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"Removing {name} needs a yes.", hint="Add --yes.")
     click.confirm(f"Remove {name}?", abort=True, err=True)
+
+
+def tell_verified(
+    results: Sequence[V], called: Callable[[V], str], nothing: str, *, as_json: bool
+) -> str:
+    """Print what was verified, each by what it is `called`, or `nothing`. Returns all that is
+    damaged in one line, which is empty where nothing is."""
+    if as_json:
+        print_json([{**asdict(result), "folder": str(result.folder)} for result in results])
+    else:
+        for result in results:
+            state = "damaged" if result.altered else "ok"
+            click.echo(f"{called(result)}: {result.files} files, {state}")
+        if not results:
+            click.echo(nothing)
+    return "; ".join(f"{r.name}: {path}: {why}" for r in results for path, why in r.altered.items())
