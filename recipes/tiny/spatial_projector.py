@@ -91,8 +91,9 @@ class Sight:
 def sight(look: Look, vocabulary: Vocabulary) -> Sight:
     """Decide what to say. Of a photograph the classifier speaks, or else a sure concept; of a
     drawing with one thing in it, the whole, and the glimpse as much unless it is a large one."""
-    sort, kept = _sort(look), spoken_of(look)
+    sort = _sort(look)
     concepts, things = softmax(look.concepts), softmax(look.thing_concepts)
+    kept = _left_to_right(look, _is_kept(look, sort, concepts, things))
     lone = sort == THINGS and len(kept) == 1
     if lone:
         share = 1 if _area(look.boxes[kept[0]]) >= LARGE_FROM else 0.5
@@ -117,8 +118,12 @@ def sight(look: Look, vocabulary: Vocabulary) -> Sight:
 
 def spoken_of(look: Look) -> NDArray[np.int64]:
     """Which of the five glimpses have slots, from left to right."""
-    sort, things = _sort(look), softmax(look.thing_concepts)
-    kept = np.flatnonzero(_is_kept(look, sort, softmax(look.concepts), things))
+    concepts, things = softmax(look.concepts), softmax(look.thing_concepts)
+    return _left_to_right(look, _is_kept(look, _sort(look), concepts, things))
+
+
+def _left_to_right(look: Look, is_kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    kept = np.flatnonzero(is_kept)
     return kept[np.argsort(look.boxes[kept, 0] + look.boxes[kept, 2], kind="stable")]
 
 
