@@ -14,6 +14,8 @@ from questions import Exchange
 from simulate import Known, SeenThing
 from wording import described, is_plural, with_article
 
+# How often what is taken for something else, or not known at all, is asked about by its name.
+BY_ITS_TRUE_NAME = 0.5
 Maker = Callable[[Known], Exchange | None]
 
 
@@ -31,8 +33,14 @@ class Asking:
         self._synonyms = synonyms()
 
     def _calls(self, thing: SeenThing) -> set[str]:
-        """All that a thing may be called, with its articles."""
-        names = {self._names[n] for n in thing.true_names}
+        """All that a thing may be called from what is seen of it, with its articles."""
+        return self._called({self._names[n] for n in thing.true_names})
+
+    def _truly(self, thing: SeenThing) -> set[str]:
+        """All that a thing may be called by one who knows it."""
+        return self._called({self._names[n] for n in (thing.exact, *thing.true_names)})
+
+    def _called(self, names: set[str]) -> set[str]:
         return names | {s for n in names for s in self._synonyms.get(n, ())}
 
     def _referred(
@@ -45,11 +53,14 @@ class Asking:
         return self._rng.choice(things) if things else (None, None)
 
     def _reference(self, thing: SeenThing, known: Known, *, colours: bool = True) -> str | None:
+        others = [t for t in known.things if t is not thing]
+        called = {c for t in others for c in self._truly(t)}
+        if thing.name != thing.exact and self._rng.random() < BY_ITS_TRUE_NAME:
+            name = self._names[thing.exact]
+            return described(name, -1) if name not in called and not is_plural(name) else None
         if thing.name < 0:
             return None
         name = self._names[thing.name]
-        others = [t for t in known.things if t is not thing]
-        called = {c for t in others for c in self._calls(t)}
         if name not in called and is_plural(name) is False:
             if self._rng.random() < 0.12:
                 name = self._rng.choice(sorted(self._calls(thing) - called))

@@ -6,14 +6,10 @@
 
 from __future__ import annotations
 
-DESCRIBE = (
+NAME = (
     "What is in this {p}?",
     "What is in the {p}?",
     "What's in this {p}?",
-    "Describe this {p}.",
-    "Describe the {p}.",
-    "Describe this {p} in one sentence.",
-    "Describe the {p} briefly.",
     "What do you see?",
     "What can you see in the {p}?",
     "What do you see in this {p}?",
@@ -22,11 +18,7 @@ DESCRIBE = (
     "What is shown here?",
     "What things are in the {p}?",
     "What objects can you see?",
-    "Write a caption for this {p}.",
-    "Caption this {p}.",
-    "Give a short description of this {p}.",
     "Tell me what you see.",
-    "Can you describe this {p}?",
     "What is this?",
     "What's this?",
     "what is it",
@@ -36,6 +28,17 @@ DESCRIBE = (
     "List the things in this {p}.",
     "",
     "What am I looking at?",
+)
+DESCRIBE = (
+    "Describe this {p}.",
+    "Describe the {p}.",
+    "Describe this {p} in one sentence.",
+    "Describe the {p} briefly.",
+    "Write a caption for this {p}.",
+    "Caption this {p}.",
+    "Give a short description of this {p}.",
+    "Can you describe this {p}?",
+    "Put this {p} into words.",
 )
 DETAIL = (
     "Describe this {p} in detail.",

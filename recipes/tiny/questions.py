@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from projector import CLEAR, EITHER, PROBABLY, UNCLEAR, Reading, Vocabulary
 
@@ -38,10 +38,6 @@ NOT_SEEN = (
 TEXT = "what the text says"
 
 NAMING = (
-    "Describe this image.",
-    "Describe the image.",
-    "Describe this picture.",
-    "Describe the photo.",
     "What is in this picture?",
     "What is in the picture?",
     "What's in this image?",
@@ -61,17 +57,23 @@ NAMING = (
     "What object is this?",
     "Which thing is in the picture?",
     "Identify this.",
-    "Can you describe this image?",
     "Can you tell me what this is?",
     "Tell me what you see.",
+    "What is the subject of this photo?",
+    "",
+)
+DESCRIBING = (
+    "Describe this image.",
+    "Describe the image.",
+    "Describe this picture.",
+    "Describe the photo.",
+    "Can you describe this image?",
     "Tell me about this picture.",
     "Write a caption for this image.",
     "Caption this photo.",
     "Give a short description of this image.",
     "Describe this image in one sentence.",
     "Please describe the picture briefly.",
-    "What is the subject of this photo?",
-    "",
 )
 DETAIL = (
     "Describe this image in detail.",
@@ -302,7 +304,8 @@ class Questioner:
     def ask(self, reading: Reading) -> Exchange:
         """One question out of all sorts, with its answer."""
         sorts: list[tuple[float, Callable[[Reading], Exchange]]] = [
-            (0.34, self.naming),
+            (0.24, self.naming),
+            (0.12, self._description),
             (0.24, self._presence),
             (0.20, self._unknowable),
             (0.10, self._kind),
@@ -317,6 +320,14 @@ class Questioner:
 
     def naming(self, reading: Reading) -> Exchange:
         return Exchange(self._rng.choice(NAMING), self._describe(reading))
+
+    def _description(self, reading: Reading) -> Exchange:
+        """Who asks what it is gets the guess; a description keeps to the kind of what is only
+        probable, where it has one."""
+        kind = reading.kind if reading.kind >= 0 else reading.broad
+        if reading.certainty == PROBABLY and kind >= 0:
+            reading = replace(reading, name=kind)
+        return Exchange(self._rng.choice(DESCRIBING), self._describe(reading))
 
     def about_several(self, clauses: Sequence[str]) -> Exchange:
         """A question about two or three pictures at once, each of which `shows` something."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import phrasings as ask_for
 from asking import Maker
@@ -66,7 +67,7 @@ class SceneQuestions(PlaceQuestions):
         ]
         self._shape = shape
         self._makers: list[tuple[float, Maker]] = [
-            (0.14, self.describe),
+            (0.18, self.describe),
             (0.05, self._detail),
             (0.28, self._is_there),
             (0.11, self._colour),
@@ -78,7 +79,7 @@ class SceneQuestions(PlaceQuestions):
             (0.02, self._size),
             (0.05, self._where),
             *self._about_places,
-            (0.03, self._about_absent),
+            (0.05, self._about_absent),
             (0.03, self._unknowable),
             (0.02, self.read),
             (0.01, self._highest),
@@ -100,8 +101,9 @@ class SceneQuestions(PlaceQuestions):
 
     # What is there.
 
-    def shows(self, known: Known) -> str:
-        """As a clause: "shows a red apple and two cats"."""
+    def shows(self, known: Known, *, careful: bool = False) -> str:
+        """As a clause: "shows a red apple and two cats". The careful one doesn't say what those of
+        several sorts of things are that are only probable, or, where all are, says their kinds."""
         if known.sort == NOTHING:
             return "shows nothing that I can see"
         if known.sort == TEXT:
@@ -111,8 +113,12 @@ class SceneQuestions(PlaceQuestions):
         if all(thing.name < 0 for thing in known.things) and len(known.things) < 2:
             return "is unclear"
         groups: dict[int, list[SeenThing]] = {}
+        sorts = {thing.name for thing in known.things}
+        sure = any(thing.certainty == CLEAR and thing.name >= 0 for thing in known.things)
         for thing in known.things:
-            groups.setdefault(thing.name, []).append(thing)
+            vague = careful and len(sorts) > 1 and thing.certainty == PROBABLY
+            name = thing.name if not vague else -1 if sure else self._kind_of(thing)
+            groups.setdefault(name, []).append(thing)
         items, hedges = [], []
         for name, group in groups.items():
             surfaces = {thing.surface for thing in group}
@@ -125,8 +131,15 @@ class SceneQuestions(PlaceQuestions):
         hedged = [f"probably {i}" if hedge else i for i, hedge in zip(items, hedges, strict=True)]
         return f"shows {listing(hedged)}"
 
+    def _kind_of(self, thing: SeenThing) -> int:
+        """The name of what kind of thing it is, or -1."""
+        kinds = self._vocabulary.concepts.kind_of, self._vocabulary.concepts.broad_of
+        return next((n for kind in kinds for n in sorted(thing.true_names) if n in kind), -1)
+
     def describe(self, known: Known) -> Exchange:
-        question = self._pick(ask_for.DESCRIBE)
+        if self._rng.random() < 0.4:
+            return Exchange(self._pick(ask_for.DESCRIBE), self._careful(known), "description")
+        question = self._pick(ask_for.NAME)
         if len(known.things) == 1 and self._rng.random() < 0.12:
             (thing,) = known.things
             if thing.name >= 0:
@@ -134,12 +147,21 @@ class SceneQuestions(PlaceQuestions):
                 return Exchange(question, sentence(bare(self._names[thing.name])), "naming")
         return Exchange(question, self._description(known), "naming")
 
-    def _description(self, known: Known) -> str:
+    def _careful(self, known: Known) -> str:
+        """A description, of a lone thing that is only probable by its kind."""
+        if len(known.things) == 1 and known.things[0].certainty == PROBABLY:
+            (thing,) = known.things
+            kind = known.reading.kind if known.reading.kind >= 0 else known.reading.broad
+            if kind in thing.true_names:
+                known = replace(known, things=(replace(thing, name=kind),))
+        return self._description(known, careful=True)
+
+    def _description(self, known: Known, *, careful: bool = False) -> str:
         if known.sort == NOTHING:
             return SEES_NOTHING
         if known.sort == TEXT:
             return self._says(known)
-        clause = self.shows(known)
+        clause = self.shows(known, careful=careful)
         if clause == "is unclear":
             return self._rng.choice(UNKNOWN)
         if known.sort == CHART and known.word:
@@ -159,16 +181,19 @@ class SceneQuestions(PlaceQuestions):
         return Exchange(question, f"The picture shows {listing(items)}.", "detail")
 
     def _is_there(self, known: Known) -> Exchange | None:
-        wanted = self._rng.random() < 0.5 and any(t.name >= 0 for t in known.things)
+        # What is drawn as absent and isn't is dropped, so that it comes about as often.
+        wanted = self._rng.random() < 0.45 and any(t.name >= 0 for t in known.things)
         asked, surface = self._present(known) if wanted else self._absent(known)
         named = [t for t in known.things if asked in self._calls(t)]
+        if any(asked in self._truly(t) for t in known.things if t not in named):
+            return None
         found = [t for t in named if surface in (-1, t.surface)]
         if surface >= 0 and any(t.surface < 0 for t in named) and not found:
             return None
         if wanted != bool(found):
             return None
         thing = coloured(asked, surface)
-        denied = self._rng.random() < 0.04
+        denied = self._rng.random() < 0.08
         noun = bare(thing)
         plural_noun = plural(noun) if counts(asked) else noun
         phrases = ask_for.IS_THERE_NOT if denied else ask_for.IS_THERE
@@ -361,7 +386,7 @@ class SceneQuestions(PlaceQuestions):
         if known.missed or any(t.name < 0 for t in known.things):
             return None
         asked, surface = self._absent(known)
-        there = {name for t in known.things for name in self._calls(t)}
+        there = {name for t in known.things for name in self._truly(t)}
         if asked in there or not counts(asked):
             return None
         noun = described(asked, surface if self._rng.random() < 0.3 else -1)

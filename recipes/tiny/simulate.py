@@ -40,9 +40,10 @@ READING_WRONG = {CLEAR: 0.18, PROBABLY: 0.50}
 
 @dataclass(frozen=True, slots=True)
 class SeenThing:
-    """What is true of a thing that a slot tells of. `name` is a row of the vocabulary, no more
-    exact than the slot's, or -1; `true_names` all names that fit it."""
+    """What is true of a thing that a slot tells of. `exact` is a row of the vocabulary; `name`
+    is no more exact than the slot's, or -1; `true_names` all names that fit it."""
 
+    exact: int
     name: int
     true_names: frozenset[int]
     certainty: int
@@ -216,9 +217,9 @@ class Simulator:
         surface = thing.surface if both else slot.surface
         row, column, size = place(thing.box)
         name = names[0] if names else -1
-        certainty = slot.certainty
+        fitting, certainty = frozenset(names), slot.certainty
         return SeenThing(
-            name, frozenset(names), certainty, surface, row, column, size, thing.centre
+            *(exact, name, fitting, certainty), surface, row, column, size, thing.centre
         )
 
     def names_of(self, concept: int) -> set[int]:

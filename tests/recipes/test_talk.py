@@ -83,7 +83,7 @@ def seen(name: str, surface: int, centre: tuple[float, float], certainty: int = 
     row = list(table.rows).index(index)
     names = frozenset({index, int(table.kind_of[row]), int(table.broad_of[row])} - {-1})
     column = 0 if centre[0] < 0.4 else 2
-    return SeenThing(index, names, certainty, surface, 1, column, 1, centre)
+    return SeenThing(index, index, names, certainty, surface, 1, column, 1, centre)
 
 
 def known(*things: SeenThing) -> Known:
