@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from edgevlm.adapters.choice import AdapterChoice, Name
 from edgevlm.messages import Reply, Token
-from edgevlm.session import Session, Stream
+from edgevlm.session import Session
+from edgevlm.stream import Stream
 
 T = TypeVar("T")
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from numbers import Integral
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,25 +19,16 @@ from edgevlm.engine.contract import Logits
 from edgevlm.engine.decode import LogitMask, decode
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import Prompt
-from edgevlm.engine.sampling import Sampling
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import CloudError, Interrupted, NotSupported, PromptTooLong, UsageError
-from edgevlm.families.base import Detail, Turn, check_detail
+from edgevlm.families.base import Detail, Turn
 from edgevlm.families.video import Content, watch
 from edgevlm.media import MediaLimits, load_image, open_video
-from edgevlm.messages import (
-    DEFAULT_QUESTION,
-    DEFAULT_VIDEO_QUESTION,
-    FinishReason,
-    Message,
-    Reply,
-    Route,
-    Timings,
-    Token,
-    Usage,
-)
+from edgevlm.messages import FinishReason, Reply, Route, Token, Usage
 from edgevlm.model import Model, Notice, load_model
+from edgevlm.question import Question
 from edgevlm.settings import ROUTES, Settings, load_settings
+from edgevlm.stream import Clock, Stream, collect
 
 if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
@@ -61,82 +49,6 @@ def _stop_answers() -> None:
         for session in list(_LIVE):
             session.cancel()
         time.sleep(0.01)
-
-
-class Stream(Iterator[Token]):
-    """The tokens of one answer as they come; `reply` holds the whole once they have."""
-
-    def __init__(self, answer: Generator[Token, None, Reply]) -> None:
-        self._answer = answer
-        self._reply: Reply | None = None
-
-    def __next__(self) -> Token:
-        try:
-            return next(self._answer)
-        except StopIteration as end:
-            if end.value is not None:
-                self._reply = end.value
-            raise StopIteration from None
-
-    @property
-    def running(self) -> bool:
-        """Whether a thread is inside the stream at this moment."""
-        return inspect.getgeneratorstate(self._answer) == inspect.GEN_RUNNING
-
-    @property
-    def reply(self) -> Reply:
-        """The finished answer. Raises UsageError while tokens are still to come."""
-        if self._reply is None:
-            raise UsageError("The answer isn't finished.", hint="Read the stream to its end first.")
-        return self._reply
-
-    def close(self) -> None:
-        """End the answer here; the conversation keeps what was read."""
-        try:
-            self._answer.close()
-        except ValueError as running:  # a generator that another thread is inside
-            raise UsageError(
-                "This session is answering in another thread.",
-                hint="Use one session a thread (they can share a Model), or cancel() first.",
-            ) from running
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What `stream` was given, checked."""
-
-    message: Message
-    detail: Detail
-    image_tokens: int | None
-    schema: Schema | None
-    sampling: Sampling
-    adapters: Wanted | None
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Moments of one answer, in seconds of `time.perf_counter`."""
-
-    started: float = field(default_factory=time.perf_counter)
-    vision: float = 0.0
-    first: float | None = None
-    last: float = 0.0
-
-    def tick(self) -> None:
-        self.last = time.perf_counter()
-        if self.first is None:
-            self.first = self.last
-
-    def timings(self, tokens: int, load_ms: float) -> Timings:
-        first = self.first or time.perf_counter()
-        decoding = self.last - first
-        return Timings(
-            load_ms=load_ms,
-            vision_ms=self.vision * 1000,
-            ttft_ms=(first - self.started) * 1000,
-            decode_tps=(tokens - 1) / decoding if tokens > 1 and decoding > 0 else 0.0,
-            total_ms=(time.perf_counter() - self.started) * 1000,
-        )
 
 
 class Session:
@@ -249,20 +161,22 @@ class Session:
         **sampling: Any,
     ) -> Stream:
         """`ask`, token by token. A new question ends an unfinished stream."""
-        question = _Question(
-            _message(prompt, images, video),
-            check_detail(detail),
-            _budget(image_tokens),
-            None if schema is None else Schema.of(schema),
-            _sampling(sampling),
-            None if adapter is None else read_choice(adapter),
+        question = Question.of(
+            prompt,
+            images,
+            video,
+            detail=detail,
+            image_tokens=image_tokens,
+            schema=schema,
+            adapter=adapter,
+            sampling=sampling,
         )
         if _ending:
             raise Interrupted("The program is ending.")
         if self._active is not None:
             self._active.close()
         self._cancel = Cancel()
-        self._active = Stream(self._answer(question, self._adapters, self._cancel, _Clock()))
+        self._active = Stream(self._answer(question, self._adapters, self._cancel, Clock()))
         return self._active
 
     @property
@@ -351,7 +265,7 @@ class Session:
         )
 
     def _answer(
-        self, question: _Question, adapters: ActiveSet, cancel: Cancel, clock: _Clock
+        self, question: Question, adapters: ActiveSet, cancel: Cancel, clock: Clock
     ) -> Generator[Token, None, Reply]:
         schema, mask = question.schema, self._mask(question.schema)
         turn, prompt = None, Prompt(())
@@ -378,7 +292,7 @@ class Session:
                 room=self.model.language.context_length - prompt.length,
                 mask=mask,
             )
-            finish = yield from _collect(steps, tokens, clock)
+            finish = yield from collect(steps, tokens, clock)
         except Interrupted:
             pass
         except GeneratorExit:
@@ -411,7 +325,7 @@ class Session:
         if turn is not None and (text or finish != "cancelled"):
             self._turns += [turn, Turn("assistant", (text,))]
 
-    def _prepare(self, question: _Question, system: str | None, cancel: Cancel) -> Turn:
+    def _prepare(self, question: Question, system: str | None, cancel: Cancel) -> Turn:
         limits = media_limits(self.settings)
         message, family = question.message, self.model.family
         pictures: Content = tuple(
@@ -425,7 +339,7 @@ class Session:
         return Turn("user", (*pictures, message.text))
 
     def _watch(
-        self, question: _Question, system: str | None, before: Content, cancel: Cancel
+        self, question: Question, system: str | None, before: Content, cancel: Cancel
     ) -> Content:
         """What is shown of the question's video, after `before` and with room to answer."""
         layout = self.model.family.video
@@ -457,7 +371,7 @@ class Session:
                 hint="Ask something shorter, send fewer pictures, or begin a new conversation.",
             )
 
-    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: _Clock) -> tuple[Logits, int]:
+    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: Clock) -> tuple[Logits, int]:
         before = time.perf_counter()
         embeddings = {
             i: self.model.embed(prompt.images[i], cancel) for i in self._context.needs(prompt)
@@ -467,59 +381,9 @@ class Session:
         return self._context.prefill(prompt, embeddings.__getitem__, cancel)
 
 
-def _collect(
-    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: _Clock
-) -> Generator[Token, None, FinishReason]:
-    while True:
-        try:
-            token = next(steps)
-        except StopIteration as end:
-            finish: FinishReason = end.value
-            return finish
-        clock.tick()
-        tokens.append(token)
-        yield token
-
-
 def media_limits(settings: Settings) -> MediaLimits:
     return MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
 
 
-def _message(prompt: str | None, images: Sequence[Any] | None, video: Any) -> Message:
-    if not isinstance(prompt, (str, NoneType)):
-        raise UsageError(f"A prompt is text, not {type(prompt).__name__}.", hint="Give a str.")
-    if images is None:
-        images = ()
-    one = isinstance(images, (str, bytes, bytearray, memoryview))
-    if one or not isinstance(images, Sequence):
-        images = [images]
-    question = (prompt or "").strip()
-    if not question and not images and video is None:
-        raise UsageError("There is no question.", hint="Give a prompt, an image or a video.")
-    default = DEFAULT_QUESTION if video is None else DEFAULT_VIDEO_QUESTION
-    return Message("user", question or default, tuple(images), video)
-
-
-def _budget(tokens: int | None) -> int | None:
-    if tokens is None:
-        return None
-    if isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 1:
-        raise UsageError(f"image_tokens can't be {tokens!r}.", hint="Use a whole number above 0.")
-    return int(tokens)
-
-
 def _text(tokens: Sequence[Token]) -> str:
     return "".join(token.text for token in tokens).strip()
-
-
-def _sampling(options: dict[str, Any]) -> Sampling:
-    stop = options.get("stop")
-    if stop is not None:
-        options = options | {"stop": tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)}
-    try:
-        return Sampling(**{name: value for name, value in options.items() if value is not None})
-    except TypeError as error:
-        known = ", ".join(Sampling.__dataclass_fields__)
-        raise UsageError(
-            f"Can't decode with {options}: {error}.", hint=f"Known options: {known}."
-        ) from error

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 
 from edgevlm.messages import Token
-from edgevlm.session import Session, Stream
+from edgevlm.session import Session
+from edgevlm.stream import Stream
 
 _POLL_S = 0.1  # Windows does not interrupt a wait without a timeout
 

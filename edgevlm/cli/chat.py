@@ -13,7 +13,8 @@ from edgevlm.errors import Interrupted, UsageError
 from edgevlm.settings import ROUTES
 
 if TYPE_CHECKING:
-    from edgevlm.session import Session, Stream
+    from edgevlm.session import Session
+    from edgevlm.stream import Stream
 
 EPILOG = """\b
 Examples:

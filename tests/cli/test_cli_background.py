@@ -9,7 +9,7 @@ from pathlib import Path
 from edgevlm import Session
 from edgevlm.cli.background import read
 from edgevlm.messages import Reply, Token
-from edgevlm.session import Stream
+from edgevlm.stream import Stream
 
 
 def test_a_reader_that_leaves_ends_the_answer(smolvlm: Path) -> None:
