@@ -132,9 +132,11 @@ class SceneQuestions(PlaceQuestions):
         return f"shows {listing(hedged)}"
 
     def _kind_of(self, thing: SeenThing) -> int:
-        """The name of what kind of thing it is, or -1."""
-        kinds = self._vocabulary.concepts.kind_of, self._vocabulary.concepts.broad_of
-        return next((n for kind in kinds for n in sorted(thing.true_names) if n in kind), -1)
+        """The name of what kind of thing it is, or -1. Some concepts are their own kind."""
+        table = self._vocabulary.concepts
+        wider = sorted(thing.true_names - {thing.exact})
+        kinds = (n for kind in (table.kind_of, table.broad_of) for n in wider if n in kind)
+        return next(kinds, thing.name)
 
     def describe(self, known: Known) -> Exchange:
         if self._rng.random() < 0.4:
@@ -151,9 +153,7 @@ class SceneQuestions(PlaceQuestions):
         """A description, of a lone thing that is only probable by its kind."""
         if len(known.things) == 1 and known.things[0].certainty == PROBABLY:
             (thing,) = known.things
-            kind = known.reading.kind if known.reading.kind >= 0 else known.reading.broad
-            if kind in thing.true_names:
-                known = replace(known, things=(replace(thing, name=kind),))
+            known = replace(known, things=(replace(thing, name=self._kind_of(thing)),))
         return self._description(known, careful=True)
 
     def _description(self, known: Known, *, careful: bool = False) -> str:

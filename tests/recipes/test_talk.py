@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,29 @@ def test_several_of_one_are_counted() -> None:
     counts = {q: a for task, q, a in asked(picture, 6, 600) if task == "count"}
     assert all("two" in a.lower() for q, a in counts.items() if " cats" in q and " red" not in q
                and " blue" not in q)  # fmt: skip
+
+
+def test_who_asks_gets_the_guess_and_a_description_keeps_to_what_is_sure() -> None:
+    sure, guess = seen("a cat", RED, LEFT), seen("a fox", BLUE, RIGHT, PROBABLY)
+    told = {(task, answer) for task, _, answer in asked(known(sure, guess), 10, 900)}
+    assert ("naming", "The picture shows a red cat and probably a blue fox.") in told
+    assert ("description", "The picture shows a red cat and a blue thing.") in told
+    other = seen("a banana", RED, LEFT, PROBABLY)
+    told = {(task, answer) for task, _, answer in asked(known(other, guess), 10, 900)}
+    assert ("naming", "The picture probably shows a red banana and a blue fox.") in told
+    assert ("description", "The picture probably shows a red fruit and a blue animal.") in told
+
+
+def test_what_is_mistaken_is_asked_about_by_its_true_name() -> None:
+    fox, animal = (VOCABULARY.names.index(name) for name in ("a fox", "an animal"))
+    mistaken = replace(seen("a cat", RED, LEFT), name=animal, true_names=frozenset({animal}))
+    mistaken = replace(mistaken, exact=fox)
+    colours = 0
+    for task, question, answer in asked(known(mistaken), 11, 900):
+        if " fox" in question:
+            assert "no fox" not in answer.replace("red fox", "fox"), (question, answer)
+            colours += task == "colour" and answer == "It is red."
+    assert colours
 
 
 def test_a_word_is_read_and_no_word_made_up() -> None:
