@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable
 from typing import TypeAlias
 
-LONGEST = 2000
+# A list of all modules of a decoder with 30 layers, written as one pattern, has 9000 characters.
+LONGEST = 16_384
 _DEEPEST = 40
-# A pattern with dozens of alternatives takes some 250 moves for a name, and an adapter of the
-# largest models has about 1000 names. A move takes about a microsecond.
-_MOST_MOVES = 400_000
+# That list takes some 5000 moves for a name, a hundred alternatives that begin with `.*` some
+# 1000, and an adapter of the largest models has about 1000 names. A million moves take 0.4 s.
+_MOST_MOVES = 2_000_000
 
 _TOKEN = re.compile(
     r"""
-    \((?:\?(?::|=|!|P<\w+>))?                      # the kinds of groups
+    \((?:\?(?::|<?[=!]|P<\w+>))?                   # the kinds of groups
     | [)|^$]
     | (?:[*+?]|\{\d{1,4}(?:,\d{0,4})?\}|\{,\d{1,4}\})\??  # repeats, greedy or not
     | \[\^?\]?(?:\\.|(?!--)[^\]\\\[&~|])*\]        # a set of characters
@@ -49,7 +50,7 @@ class Pattern:
     """A regular expression with the meaning that `re` gives it.
 
     Raises ValueError for one that is malformed, too long, or has pieces other than characters,
-    sets, groups, alternatives, repeats, `^`, `$`, `\\b` and looking ahead.
+    sets, groups, alternatives, repeats, `^`, `$`, `\\b` and looking ahead or behind.
     """
 
     def __init__(self, pattern: str, effort: Effort | None = None) -> None:
@@ -73,8 +74,17 @@ class _Subject:
         self.positions: dict[str, int] = {}
         for index, character in enumerate(text):
             self.positions[character] = self.positions.get(character, 0) | 1 << index
-        words = sum(at for c, at in self.positions.items() if re.match(r"\w", c))
+        self._of_set: dict[str, int] = {}
+        words = self.of_set(_Set(r"\w"))
         self.boundaries = words ^ words << 1
+
+    def of_set(self, characters: _Set) -> int:
+        """The positions at which one of a set stands, found once for every way to write it."""
+        found = self._of_set.get(characters.written)
+        if found is None:
+            found = sum(at for c, at in self.positions.items() if characters.takes(c))
+            self._of_set[characters.written] = found
+        return found
 
 
 # From the positions come to before a piece, to those after it.
@@ -116,7 +126,7 @@ class _Parser:
             if _REPEAT.fullmatch(self._peek()):
                 piece = _repeated(piece, *_bounds(self._take()))
             pieces.append(piece)
-        return _one_by_one(pieces)
+        return pieces[0] if len(pieces) == 1 else _one_by_one(pieces)
 
     def _piece(self, part: str) -> _Piece:
         if part.startswith("("):
@@ -138,7 +148,11 @@ class _Parser:
             raise ValueError("it opens a group that it does not close")
         self._take()
         self._depth -= 1
-        return _ahead(piece, part == "(?=") if part in ("(?=", "(?!") else piece
+        if part in ("(?=", "(?!"):
+            return _ahead(piece, part == "(?=")
+        if part in ("(?<=", "(?<!"):
+            return _behind(piece, part == "(?<=")
+        return piece
 
 
 def _bounds(repeat: str) -> tuple[int, int | None]:
@@ -151,29 +165,39 @@ def _bounds(repeat: str) -> tuple[int, int | None]:
 
 
 def _character(part: str) -> _Piece:
-    if len(part) == 1 and part not in "[\\*+?":
-        if part == ".":
-            newline = "\n"
-            return _moving(lambda c: c != newline)
+    if len(part) == 1 and part not in "[\\*+?.":
         return lambda subject, at: (at & subject.positions.get(part, 0)) << 1
     escape = part[1:] if part.startswith("\\") else ""
     if part in ("[", "\\") or _REPEAT.fullmatch(part):
         raise ValueError(f"{part!r} stands where nothing can be made of it")
     if escape.isdigit() or (escape.isalpha() and escape not in "dDwWsSntr"):
         raise ValueError(f"it has {part}, which is not supported")
-    try:
-        one = re.compile(part)
-    except re.error as error:
-        raise ValueError(str(error)) from error
-    return _moving(lambda c: one.fullmatch(c) is not None)
+    return _Set(part)
 
 
-def _moving(takes: Callable[[str], bool]) -> _Piece:
-    def move(subject: _Subject, at: int) -> int:
+class _Set:
+    """One character of several, `written` as `.`, `\\w` or `[a-z]`."""
+
+    def __init__(self, written: str) -> None:
+        self.written = written
+        try:
+            self._one = re.compile(written)
+        except re.error as error:
+            raise ValueError(str(error)) from error
+
+    def takes(self, character: str) -> bool:
+        return self._one.fullmatch(character) is not None
+
+    def __call__(self, subject: _Subject, at: int) -> int:
         subject.spend()
-        return (at & sum(where for c, where in subject.positions.items() if takes(c))) << 1
+        return (at & subject.of_set(self)) << 1
 
-    return move
+    def any_number(self, subject: _Subject, at: int) -> int:
+        """Through runs of the set, all at once: added to a run, a bit is carried to its end
+        (Cameron et al. 2014, "Bitwise data parallelism in regular expression matching")."""
+        subject.spend()
+        run = subject.of_set(self)
+        return (((at & run) + run) ^ run) | at
 
 
 def _one_by_one(pieces: list[_Piece]) -> _Piece:
@@ -209,6 +233,8 @@ def _repeated(piece: _Piece, least: int, most: int | None) -> _Piece:
         for _ in range(min(least, rounds)):
             subject.spend()
             at = piece(subject, at)
+        if most is None and isinstance(piece, _Set):
+            return piece.any_number(subject, at)
         reached = at
         for _ in range(min(most - least, rounds) if most is not None else rounds):
             subject.spend()
@@ -229,5 +255,14 @@ def _ahead(piece: _Piece, wanted: bool) -> _Piece:
             if at >> index & 1 and bool(piece(subject, 1 << index)) is wanted:
                 kept |= 1 << index
         return kept
+
+    return move
+
+
+def _behind(piece: _Piece, wanted: bool) -> _Piece:
+    def move(subject: _Subject, at: int) -> int:
+        subject.spend()
+        ends = piece(subject, (2 << len(subject.text)) - 1)
+        return at & ends if wanted else at & ~ends
 
     return move

@@ -192,12 +192,12 @@ CORRUPT: dict[str, tuple[Damage, str]] = {
     "a pattern with another rank": (config(rank_pattern={"v_proj": 2}), "says 2"),
     "a text in the alpha pattern": (config(alpha_pattern={"q_proj": "1"}), "'alpha_pattern'"),
     "a pattern that is open": (config(rank_pattern={"(q_proj": 8}), "does not close"),
-    "a pattern that looks behind": (config(target_modules="(?<!x)q_proj"), "can't be matched"),
+    "a pattern with flags": (config(target_modules="(?i).*Q_proj"), "can't be matched"),
     "a pattern without an end": (
         config(target_modules="(" * 30 + ".?" + "){40}" * 30 + "x"),
         "too long to match",
     ),
-    "an endless pattern": (config(target_modules="a" * 5000), "longer than"),
+    "an endless pattern": (config(target_modules="a" * 50_000), "longer than"),
     "a number as targets": (config(target_modules=3), "'target_modules'"),
     "numbers as targets": (config(target_modules=[1, 2]), "'target_modules'"),
     "targets that leave a tensor out": (config(target_modules=["q_proj"]), "does not name"),
@@ -378,6 +378,10 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "an enormous scale": ({"scale": 1e9}, "'scale'"),
     "a list as calibration": ({"calibration": [1]}, "'calibration'"),
     "an empty system prompt": ({"system": ""}, "'system'"),
+    "an empty notice": ({"notice": ""}, "'notice'"),
+    "a notice of two lines": ({"notice": "Not a\ndiagnosis."}, "'notice'"),
+    "a notice that colours the terminal": ({"notice": "\x1b[31mNo."}, "'notice'"),
+    "a notice as long as a page": ({"notice": "a" * 201}, "'notice'"),
     "an unknown field": ({"run": "rm -rf"}, "'run'"),
 }
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from edgevlm.adapters.patterns import Effort, Pattern
+from edgevlm.adapters.patterns import LONGEST, Effort, Pattern
+from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD
 
 NAME = "model.text_model.layers.12.self_attn.q_proj"
 
@@ -35,7 +36,7 @@ def _pattern(dice: random.Random, depth: int = 0) -> str:
     if kind < 0.75:
         return f"({dice.choice(['?=', '?!', '?:'])}{_pattern(dice, depth + 1)})"
     if kind < 0.8:
-        return dice.choice(["^", "$", r"\b"])
+        return dice.choice(["^", "$", r"\b", "(?<=[ab])", "(?<!a|1)", "(?<=.b)"])
     repeat = dice.choice(["*", "+", "?", "*?", "{2}", "{1,3}", "{,2}", "{2,}"])
     return f"(?:{_pattern(dice, depth + 1)}){repeat}"
 
@@ -48,6 +49,8 @@ def _pattern(dice: random.Random, depth: int = 0) -> str:
         (r"^(?!.*vision).*(q_proj|v_proj)$", True),
         (r"model\.(?P<tower>text|vision)_model\.layers\.1[0-5]\..*", True),
         (r"(?:.*?(?:language|text).*?(?:attn|mlp).*?(?:k_proj|q_proj).*?)|(?:\blm_head)", True),
+        (r".*(?<!vision_model\.)layers\.\d+\..*(?<=q_proj)", True),
+        (r".*(?<!text_model\.)layers.*", False),
         (NAME, True),
         (NAME[1:], False),
     ],
@@ -77,6 +80,27 @@ def test_what_takes_too_long_is_given_up(pattern: str) -> None:
         Pattern(pattern, Effort(10_000)).fullmatch(NAME)
 
 
+NAMES = [
+    f"model.text_model.layers.{layer}.{part}"
+    for layer in range(30)
+    for part in (*ATTENTION, *FEED_FORWARD)
+]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "|".join(rf".*layers\.{layer}\..*_proj" for layer in range(15, 115)),
+        "|".join(map(re.escape, NAMES[105:])),
+        ".*" * 60 + r"layers\.(1[5-9]|2\d).*",
+    ],
+    ids=["100 alternatives", "every module by its name", "60 repeats"],
+)
+def test_long_patterns_without_malice_are_matched(pattern: str) -> None:
+    matcher = Pattern(pattern)
+    assert [name for name in NAMES if matcher.fullmatch(name)] == NAMES[105:]
+
+
 def test_the_patterns_of_a_file_share_their_effort() -> None:
     effort = Effort(300)
     Pattern(".*q_proj", effort).fullmatch(NAME)
@@ -87,9 +111,9 @@ def test_the_patterns_of_a_file_share_their_effort() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("(", ")", "a)|(b", "*a", "a**", "a*+", "[", "[[a]", "(?i)a", r"(a)\1", "(?<=a)b"),
+        *("(", ")", "a)|(b", "*a", "a**", "a*+", "[", "[[a]", "(?i)a", r"(a)\1", "(?<a)b"),
         *("\\", "a{2,1}", "[b-a]", "(?#x)", r"\Q", r"\B", "(?P=x)", "(" * 50 + ")" * 50),
-        "a" * 2001,
+        "a" * (LONGEST + 1),
     ],
 )
 def test_other_patterns_are_refused(pattern: str) -> None:
