@@ -108,6 +108,7 @@ class Reply:
 
     `parsed` is the value of an answer that was asked for with a schema (`structured`); it is
     None where the answer was cut short, or where the class's own validators refuse it.
+    `notices` are lines that its adapters have every answer carry, to be shown with the text.
     """
 
     text: str
@@ -122,6 +123,7 @@ class Reply:
     confidence: float | None = None
     unsure: bool = False
     adapter: tuple[ActiveAdapter, ...] = ()
+    notices: tuple[str, ...] = ()
     parsed: Any = None
     structured: bool = False
     peak_rss_bytes: int = 0
@@ -137,6 +139,7 @@ class Reply:
             "runtime": dict(self.runtime),
             "quantization": self.quantization,
             "adapter": [asdict(a) for a in self.adapter],
+            "notices": list(self.notices),
             "confidence": self.confidence,
             "unsure": self.unsure,
             "route": asdict(self.route),

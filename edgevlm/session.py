@@ -310,6 +310,7 @@ class Session:
             usage=Usage(prompt.length, prompt.image_tokens, kept, len(tokens)),
             timings=clock.timings(len(tokens), load_ms),
             adapter=adapters.told,
+            notices=adapters.notices,
             route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
             parsed=schema.parse(_text(tokens)) if schema and mask and mask.finished else None,
             structured=schema is not None,

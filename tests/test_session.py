@@ -75,6 +75,7 @@ def test_a_reply_is_complete(session: Session) -> None:
         "runtime",
         "quantization",
         "adapter",
+        "notices",
         "confidence",
         "unsure",
         "route",

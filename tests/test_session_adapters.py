@@ -43,6 +43,7 @@ from edgevlm.messages import ActiveAdapter, Reply
 
 RUNTIMES = ("llamacpp", "mlx", "onnx")
 SYSTEM = "Answer in one word."
+NOTICE = "Not a diagnosis."
 QUESTION, NEXT = "What is in the picture?", "And what colour is it?"
 
 
@@ -60,11 +61,11 @@ def session(model: Model) -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def packs(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `one`, `two` and `told`, which brings a system prompt."""
+    """Folders `one`, `two` and `told`, which brings a system prompt and a notice."""
     folder = tmp_path_factory.mktemp("packs")
     for seed, name in enumerate(("one", "two", "told")):
         write_peft(folder / name, smolvlm_source, seed=seed)
-    describe(folder / "told", system=SYSTEM, scale=0.5)
+    describe(folder / "told", system=SYSTEM, scale=0.5, notice=NOTICE)
     return folder
 
 
@@ -358,6 +359,20 @@ def test_its_own_scale_and_system_prompt_hold_where_none_is_given(
     assert shorter[0] < told.usage.prompt_tokens
 
 
+def test_every_answer_carries_the_notices_of_its_adapters(session: Session, packs: Path) -> None:
+    told = packs / "told"
+    assert ask(session).notices == ()
+    session.use_adapters([packs / "one", told])
+    stream = session.stream(NEXT, max_tokens=2)
+    next(stream)
+    session.use_adapters(None)
+    assert list(stream)
+    assert stream.reply.notices == (NOTICE,)
+    assert json.loads(json.dumps(stream.reply.to_dict()))["notices"] == [NOTICE]
+    assert ask(session, NEXT, adapter=told).notices == (NOTICE,)
+    assert ask(session, NEXT, adapter={told: 0}).notices == ()
+
+
 def another_base(folder: Path, source: Path) -> None:
     config = json.loads((source / "config.json").read_text())["text_config"]
     write_peft(folder, config | {"hidden_size": 2 * config["hidden_size"]})
@@ -465,6 +480,7 @@ def test_async_has_all_of_it(model: Model, packs: Path) -> None:
                 await session.use_adapters({one: 11})
             await session.use_adapters(two)
             assert session.adapters == {"two": 1.0}
+            replies.append(await session.ask(NEXT, max_tokens=6, adapter=packs / "told"))
             return replies
 
     with Session(model, adapter=one) as session:
@@ -472,6 +488,8 @@ def test_async_has_all_of_it(model: Model, packs: Path) -> None:
         with session.adapter(two, 0.5):
             expected.append(ask(session, NEXT))
         expected.append(ask(session, NEXT, adapter={}))
+        expected.append(ask(session, NEXT, adapter=packs / "told"))
     for reply, other in zip(asyncio.run(run()), expected, strict=True):
         assert same(reply, other)
-        assert reply.adapter == other.adapter
+        assert (reply.adapter, reply.notices) == (other.adapter, other.notices)
+    assert expected[-1].notices == (NOTICE,)

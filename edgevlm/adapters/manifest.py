@@ -7,10 +7,10 @@
       "bases": [{"name": "edgevlm-tiny", "fingerprint": "0123456789abcdef"}],
       "files": {"adapter_config.json": {"size": 871, "sha256": "..."},
                 "adapter_model.safetensors": {"size": 4884488, "sha256": "..."}},
-      "system": "You are ...", "scale": 1.0, "calibration": {}
+      "system": "You are ...", "scale": 1.0, "notice": "Not a diagnosis.", "calibration": {}
     }
 
-`fingerprint` may be null; the last three may be missing.
+`fingerprint` may be null; the last four may be missing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MANIFEST_NAME = "edgevlm.json"
 NO_VERSION = "0.0.0"
 UNKNOWN_LICENCE = "unknown"
 LARGEST_SCALE = 10.0
+LONGEST_NOTICE = 200
 _MOST_BYTES = 2**18
 _MOST_BASES, _MOST_FILES = 32, 64
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})", re.ASCII)
@@ -40,7 +41,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _FIELDS = frozenset(
     (
         *("name", "version", "title", "description", "licence", "bases", "files"),
-        *("system", "scale", "calibration"),
+        *("system", "scale", "notice", "calibration"),
     )
 )
 
@@ -67,7 +68,8 @@ class Manifest:
     """`files` by their paths in the folder; empty where nobody wrote an `edgevlm.json`.
 
     `system` is the system prompt it was trained with, `scale` what it is multiplied by unless
-    the caller says otherwise, `calibration` numbers for the confidence of its answers.
+    the caller says otherwise, `notice` a line that goes with every answer, and `calibration`
+    numbers for the confidence of its answers.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Manifest:
     files: Mapping[str, AdapterFile] = field(default_factory=dict)
     system: str | None = None
     scale: float | None = None
+    notice: str | None = None
     calibration: Mapping[str, Any] | None = None
 
 
@@ -112,13 +115,14 @@ def read_manifest(path: Path) -> Manifest:
         files=_files(file),
         system=None if fields.get("system") is None else file.text("system", 8000, lines=True),
         scale=None if fields.get("scale") is None else file.number("scale", LARGEST_SCALE),
+        notice=None if fields.get("notice") is None else file.text("notice", LONGEST_NOTICE),
         calibration=calibration,
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `edgevlm.json` whole or not at all. Raises OSError."""
-    optional = ("system", "scale", "calibration")
+    optional = ("system", "scale", "notice", "calibration")
     fields = {k: v for k, v in asdict(manifest).items() if v is not None or k not in optional}
     text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / MANIFEST_NAME, text + "\n")

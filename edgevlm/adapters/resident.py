@@ -29,7 +29,8 @@ class Resident:
     """An adapter in the memory of a model.
 
     `n_bytes` are of its matrices in float32; `system` is the system prompt that it brings,
-    and `scale` what it is multiplied by unless somebody says otherwise.
+    `scale` what it is multiplied by unless somebody says otherwise, and `notice` what every
+    answer with it carries.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Resident:
     n_bytes: int
     scale: float = 1.0
     system: str | None = None
+    notice: str | None = None
 
 
 class Residents:
@@ -90,6 +92,7 @@ class Residents:
             lora.n_bytes,
             1.0 if manifest.scale is None else manifest.scale,
             manifest.system,
+            manifest.notice,
         )
 
     def _forget_oldest(self) -> None:
@@ -143,6 +146,12 @@ class ActiveSet:
     @property
     def told(self) -> tuple[ActiveAdapter, ...]:
         return tuple(ActiveAdapter(resident.name, scale) for resident, scale in self._scales)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an answer with them carries, each line once."""
+        lines = (resident.notice for resident, scale in self._scales if scale)
+        return tuple(dict.fromkeys(line for line in lines if line))
 
     @property
     def system(self) -> str | None:

@@ -69,6 +69,8 @@ def install(name: str, as_json: bool) -> None:
         print_json({**document, "changed": done.changed, "before": done.before})
     else:
         click.echo(_outcome(done))
+        if done.adapter.manifest.notice:
+            click.echo(f"Every answer with it says: {done.adapter.manifest.notice}")
 
 
 @command(adapter, "list", "", "--json", short="List what ships, and what is installed.")
@@ -173,6 +175,7 @@ def _adapter_json(adapter: InstalledAdapter) -> dict[str, Any]:
         "title": manifest.title,
         "description": manifest.description,
         "licence": manifest.licence,
+        "notice": manifest.notice,
         "bases": [asdict(base) for base in manifest.bases],
         "size": adapter.size,
         "files": dict(adapter.files),
@@ -234,6 +237,8 @@ def _describe(document: dict[str, Any]) -> None:
         click.echo(f"  version    {_version(document['version']) or 'none given'}")
         click.echo(f"  licence    {document['licence']}")
         click.echo(f"  for        {_bases(document) or 'any base of its shapes'}")
+    if document.get("notice"):
+        click.echo(f"  notice     {document['notice']}")
     ships = document["origin"] == SHIPPED
     click.echo(f"  from       {'EdgeVLM, with which it ships' if ships else document['origin']}")
     click.echo(f"  installed  {document['folder'] if document['installed'] else 'no'}")

@@ -59,6 +59,7 @@ Broken off, the same command goes on where it was. Exit codes: 0 done, 2 wrong u
 @click.option("--version", metavar="V", help="[default: 1.0.0]")
 @click.option("--license", metavar="L", help="Of the adapter.")
 @click.option("-s", "--system", metavar="S", help="A system prompt that it learns, and brings.")
+@click.option("--notice", metavar="T", help="A line that goes with every answer it gives.")
 @click.option("--restart", is_flag=True, help="Begin anew, whatever an earlier run came to.")
 @json_option
 def train(config: Path | None, restart: bool, as_json: bool, **given: Any) -> None:

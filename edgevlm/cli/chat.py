@@ -177,16 +177,16 @@ def _open(
 
 
 def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None:
+    from edgevlm.cli.answer import print_answer
     from edgevlm.cli.background import read
 
-    for token in read(session, stream):
-        if not as_json:
-            click.echo(token.text, nl=False)
-    reply = stream.reply
     if as_json:
+        for _ in read(session, stream):
+            pass
+        reply = stream.reply
         click.echo(json.dumps(reply.to_dict(tokens=tokens), ensure_ascii=False))
     else:
-        click.echo()
+        reply = print_answer(session, stream)
     if reply.structured and reply.finish_reason == "length":
         click.echo("The JSON is cut short: allow more with --max-tokens.", err=True)
     if reply.finish_reason == "cancelled":

@@ -10,7 +10,7 @@ import click
 
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.cli import tell
-from edgevlm.cli.background import read
+from edgevlm.cli.answer import print_answer
 from edgevlm.cli.question import read_question
 from edgevlm.errors import EdgeVLMError, UsageError
 from edgevlm.families.base import check_detail
@@ -107,10 +107,8 @@ class _Conversation:
         pictures = [*self._pictures, *(self._load(path) for path in found)]
         stream = self._session.stream(question, pictures, video=self._video, **self._options)
         self._pictures, self._video = [], None
-        for token in read(self._session, stream):
-            click.echo(token.text, nl=False)
-        click.echo()
-        click.secho(_receipt(stream.reply), dim=True, err=True)
+        reply = print_answer(self._session, stream)
+        click.secho(_receipt(reply), dim=True, err=True)
 
     def _load(self, path: str) -> Any:
         return load_image(path, limits=media_limits(self._session.settings))

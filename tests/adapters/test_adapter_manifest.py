@@ -33,6 +33,7 @@ WHOLE = Manifest(
     },
     system="Answer in clinical terms.",
     scale=0.8,
+    notice="Not a diagnosis.",
     calibration={"temperature": 1.5, "bins": [0.1, 0.2]},
 )
 
@@ -48,7 +49,7 @@ def test_what_may_be_missing_is_not_written(tmp_path: Path) -> None:
     short = Manifest("a", "0.0.1", "A", "B", "MIT", files=dict(WHOLE.files))
     write_manifest(tmp_path, short)
     fields = json.loads((tmp_path / MANIFEST_NAME).read_text())
-    assert not fields.keys() & {"system", "scale", "calibration"}
+    assert not fields.keys() & {"system", "scale", "notice", "calibration"}
     assert read_manifest(tmp_path / MANIFEST_NAME) == short
 
 

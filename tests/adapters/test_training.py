@@ -140,6 +140,7 @@ def learned(
         title="Mine",
         license="CC0-1.0",
         system="You are a bus.",
+        notice="Not a bus stop.",
     )
     return train(recipe, Settings(home=home), progress=told), recipe, told
 
@@ -182,6 +183,7 @@ def test_the_pack_says_what_it_is_and_installs(
     manifest = done.adapter.manifest
     assert (manifest.name, manifest.version, manifest.title) == ("mine", "1.0.0", "Mine")
     assert (manifest.licence, manifest.system) == ("CC0-1.0", "You are a bus.")
+    assert manifest.notice == "Not a bus stop."
     assert manifest.bases == (DeclaredBase(base.name, fingerprint),)
     assert report.fingerprint == fingerprint
     lora = store.load("mine")
@@ -437,10 +439,15 @@ def test_no_picture_is_on_both_sides_of_the_split() -> None:
 
 def test_a_train_toml_says_what_the_options_do_not(tmp_path: Path) -> None:
     config = tmp_path / "train.toml"
-    config.write_text('data = "talks.jsonl"\nname = "mine"\nout = "."\nlr = 1\neval-share = 0.2\n')
+    config.write_text(
+        'data = "talks.jsonl"\nname = "mine"\nout = "."\nlr = 1\neval-share = 0.2\n'
+        'notice = "Not a diagnosis."\n'
+    )
     recipe = make_recipe({"rank": 4, "lr": 0.001, "steps": None}, config)
     assert (recipe.data, recipe.out) == (tmp_path / "talks.jsonl", tmp_path)
     assert (recipe.rank, recipe.lr, recipe.eval_share, recipe.steps) == (4, 0.001, 0.2, None)
+    assert recipe.notice == "Not a diagnosis."
+    assert "notice" not in recipe.decisive()
     for line, wrong in (
         ("ranks = 4", "unknown 'ranks'"),
         ("rank = 4.5", "no int"),
@@ -466,6 +473,8 @@ def test_a_train_toml_says_what_the_options_do_not(tmp_path: Path) -> None:
         ("version", "1"),
         ("title", "a\x1b[31m"),
         ("license", "l" * 121),
+        ("notice", "Not a\ndiagnosis."),
+        ("notice", "n" * 201),
     ],
 )
 def test_what_can_not_be_is_refused(recipe: Recipe, field: str, value: Any) -> None:

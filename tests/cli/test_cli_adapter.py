@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from lora_factory import write_peft
-from pack_factory import SMALL, contents, make_pack
+from pack_factory import SMALL, change_manifest, contents, make_pack
 
 from edgevlm.adapters import catalog
 from edgevlm.cli import run
@@ -152,6 +152,16 @@ def test_show_of_a_pack_and_of_what_is_installed(
     assert (shown["folder"], shown["ships"]) == (folder, "1.0.0")
     other = make_pack(tmp_path / "other", name="mine")
     assert json.loads(adapter("show", str(other), "--json")[1])["name"] == "mine"
+
+
+def test_a_notice_is_told_at_install_and_shown(tmp_path: Path, adapter: Call) -> None:
+    folder = make_pack(tmp_path / "mine")
+    assert "  notice  " not in adapter("show", str(folder))[1]
+    change_manifest(folder, notice="Not a diagnosis.")
+    assert "\n  notice     Not a diagnosis.\n" in adapter("show", str(folder))[1]
+    out = adapter("install", str(folder))[1]
+    assert out.splitlines()[1:] == ["Every answer with it says: Not a diagnosis."]
+    assert rows(adapter)["mine"]["notice"] == "Not a diagnosis."
 
 
 def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:

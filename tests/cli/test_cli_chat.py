@@ -59,6 +59,7 @@ def test_json_is_the_documented_object(
         "runtime",
         "quantization",
         "adapter",
+        "notices",
         "confidence",
         "unsure",
         "route",

@@ -8,23 +8,29 @@ from pathlib import Path
 
 import pytest
 from lora_factory import write_peft
+from pack_factory import change_manifest, seal
 
 from edgevlm import Session, load_settings
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.cli import run
 from edgevlm.cli.conversation import converse
 
+NOTICE = "Not a diagnosis."
 Chat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def packs(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `one` and `two`, and `wide` for a larger model."""
+    """Folders `one` and `two`, `careful` with a notice, and `wide` for a larger model."""
     folder = tmp_path_factory.mktemp("packs")
     config = json.loads((smolvlm_source / "config.json").read_text())["text_config"]
     write_peft(folder / "one", config, seed=1)
     write_peft(folder / "two", config, seed=2)
     write_peft(folder / "wide", config | {"hidden_size": 2 * config["hidden_size"]})
+    careful = write_peft(folder / "careful", config, seed=3)
+    (careful / "README.md").write_text("# Careful\n", encoding="utf-8")
+    seal(careful, name="careful")
+    change_manifest(careful, notice=NOTICE)
     return folder
 
 
@@ -53,6 +59,35 @@ def test_adapters_are_in_the_json_and_in_the_answer(chat: Chat, packs: Path) -> 
         [{"name": "one", "scale": 0.5}, {"name": "two", "scale": -1.0}],
     ]
     assert len({reply["tokens"][0]["logprob"] for reply in told}) == 3
+
+
+def test_a_notice_stands_below_every_answer(chat: Chat, packs: Path, tmp_path: Path) -> None:
+    careful = ("--adapter", str(packs / "careful"))
+    reply = json.loads(chat(*careful, "--json")[1])
+    assert reply["notices"] == [NOTICE]
+    code, out, err = chat(*careful, "--adapter", str(packs / "one"))
+    assert (code, out.splitlines()[-1], err) == (0, NOTICE, "")
+    assert NOTICE not in chat("--adapter", str(packs / "one"))[1]
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
+    code, out, err = chat(*careful, "--schema", str(schema), "--max-tokens", "40")
+    assert (code, json.loads(out) in ("yes", "no"), err) == (0, True, f"{NOTICE}\n")
+
+
+def test_a_notice_stands_below_every_answer_of_a_conversation(
+    smolvlm_everywhere: Path,
+    packs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = iter(["Hello", "And?", "/adapter none", "Hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    path = str(smolvlm_everywhere)
+    with Session(path, runtime="llamacpp", adapter=packs / "careful") as session:
+        converse(session, Session, [], {"max_tokens": 2})
+    out, err = capsys.readouterr()
+    assert out.splitlines().count(NOTICE) == 2
+    assert err.count("first token") == 3
 
 
 def test_an_installed_one_goes_by_its_name(chat: Chat, packs: Path) -> None:

@@ -70,7 +70,8 @@ def _manifest(recipe: Recipe, base: Base) -> Manifest:
         licence=recipe.license,
         bases=(DeclaredBase(base.name, base.fingerprint),),
         files={path: AdapterFile(file.size, file.sha256) for path, file in found.items()},
-        system=recipe.system,
+        system=recipe.system or None,
+        notice=recipe.notice or None,
     )
 
 

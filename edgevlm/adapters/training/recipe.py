@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgevlm.adapters.manifest import UNKNOWN_LICENCE
+from edgevlm.adapters.manifest import LONGEST_NOTICE, UNKNOWN_LICENCE
 from edgevlm.adapters.peft_config import MAX_RANK
 from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD
 from edgevlm.errors import UsageError
@@ -19,11 +19,15 @@ TARGETS = {"all-linear": (*ATTENTION, *FEED_FORWARD), "attention": ATTENTION}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_EPOCHS = 3
 # What an edgevlm.json holds of each.
-_LONGEST = {"title": 120, "license": 120, "description": 2000, "system": 8000}
+_LONGEST = {"title": 120, "license": 120, "notice": LONGEST_NOTICE}
+_LONGEST_OF_LINES = {"description": 2000, "system": 8000}
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}", re.ASCII)
 # What changes neither what is learned nor how, or is known by its contents instead.
 _FREE = frozenset(
-    ("data", "model", "out", "device", "threads", "title", "description", "version", "license")
+    (
+        *("data", "model", "out", "device", "threads"),
+        *("title", "description", "version", "license", "notice"),
+    )
 )
 
 
@@ -58,6 +62,7 @@ class Recipe:
     version: str = "1.0.0"
     license: str = UNKNOWN_LICENCE
     system: str | None = None
+    notice: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -71,12 +76,12 @@ class Recipe:
         _require(0 < self.lr <= 1, "lr", self.lr, "above 0, such as 0.0005")
         _require(0 <= self.eval_share <= 0.5, "eval-share", self.eval_share, "from 0 to 0.5")
         _require(bool(_VERSION.fullmatch(self.version)), "version", self.version, "like 1.0.0")
-        for name, most in _LONGEST.items():
+        for name, most in {**_LONGEST, **_LONGEST_OF_LINES}.items():
             value = getattr(self, name) or ""
-            plain = all(c.isprintable() or (c in "\n\t" and most > 120) for c in value)
-            _require(
-                len(value) <= most and plain, name, repr(value[:40]), f"{most} letters at most"
-            )
+            allowed = "\n\t" if name in _LONGEST_OF_LINES else ""
+            good = len(value) <= most and all(c.isprintable() or c in allowed for c in value)
+            wanted = f"{most} letters at most" + ("" if allowed else ", in one line")
+            _require(good, name, repr(value[:40]), wanted)
         for name in ("epochs", "steps", "batch", "patience", "threads"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "1 or more")
