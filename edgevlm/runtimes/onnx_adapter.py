@@ -8,6 +8,7 @@ Several adapters lie along the rank in the same way, their scales multiplied int
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +41,14 @@ class OnnxAdapter:
     """A `LoadedAdapter`: the matrices as they came, which cost no memory beside themselves.
 
     `inputs` are those of the model that has loaded it; `updates`, by modules, are None once it
-    is closed.
+    is closed. Scaled beyond `largest_scale` they have numbers that the inputs can't.
     """
 
     def __init__(self, lora: Lora, inputs: AdapterInputs) -> None:
         self.name, self.digest = lora.name, lora.digest
         self.inputs = inputs
         self.updates: Mapping[str, LowRank] | None = lora.decoder
+        self.largest_scale = inputs.largest_scale(lora)
 
     def close(self) -> None:
         """Let go of the matrices; what a context uses of them it keeps."""
@@ -108,14 +110,28 @@ class AdapterInputs:
                     hint="Use it with the model that it was made for.",
                 )
 
+    def largest_scale(self, lora: Lora) -> float:
+        """What its `b` may be multiplied by before they overflow: soon where inputs are float16.
+
+        0 where an `a` overflows as it is. The adapter is one that was checked.
+        """
+        scale = math.inf
+        for module, update in lora.decoder.items():
+            most = float(np.finfo(self._of_module[module].a.dtype).max)
+            if _largest(update.a) > most:
+                return 0.0
+            scale = min(scale, most / max(_largest(update.b), 1e-30))
+        return scale
+
     def put(self, adapters: Adapters, room: AdapterRoom) -> Mapping[str, OrtValue]:
         """What a run is fed to add these times their scales, which stays in `room`.
 
-        Raises AdapterMismatch for adapters of another model, RuntimeFailed for closed ones.
+        Raises AdapterMismatch for adapters of another model, RuntimeFailed for closed ones, and
+        NotSupported for those whose numbers overflow.
         """
         # An order of their own, as the order of summands moves the last bits.
         ordered = sorted(adapters.items(), key=lambda item: item[0].digest)
-        scaled = [(self._updates(adapter), scale) for adapter, scale in ordered]
+        scaled = [(self._updates(adapter, scale), scale) for adapter, scale in ordered]
         return room.put(
             [
                 _Block(pair, columns, updates[module], scale)
@@ -126,7 +142,7 @@ class AdapterInputs:
             ]
         )
 
-    def _updates(self, adapter: LoadedAdapter) -> Mapping[str, LowRank]:
+    def _updates(self, adapter: LoadedAdapter, scale: float) -> Mapping[str, LowRank]:
         if not isinstance(adapter, OnnxAdapter) or adapter.inputs is not self:
             raise AdapterMismatch(
                 f"The adapter {adapter.name} was loaded for another model.",
@@ -134,6 +150,12 @@ class AdapterInputs:
             )
         if adapter.updates is None:
             raise RuntimeFailed(f"The adapter {adapter.name} was closed.", hint="Load it again.")
+        if abs(scale) > adapter.largest_scale:
+            raise NotSupported(
+                f"The adapter {adapter.name} times {scale:g} has numbers beyond the floats of"
+                f" {self._path.name}.",
+                hint="Use a smaller scale, or the model in float32.",
+            )
         return adapter.updates
 
     def _no_place(self, lora: Lora, module: str, model: str) -> AdapterMismatch | NotSupported:
@@ -149,6 +171,10 @@ class AdapterInputs:
             f"The adapter {lora.name} changes {module}, which {model} doesn't have.",
             hint="Use it with the model that it was made for.",
         )
+
+
+def _largest(matrix: NDArray[np.float32]) -> float:
+    return max(float(matrix.max()), -float(matrix.min()))
 
 
 def _pair(decoder: Session, a: Port, layer: int, name: str, layout: CacheLayout) -> _Pair:

@@ -220,7 +220,8 @@ class OnnxContext:
         """Add these of the same model from the next `extend` on; with none it is the base.
 
         The memory of what was added is kept for the next, until the context is closed.
-        Raises AdapterMismatch for those of another model, RuntimeFailed for closed ones.
+        Raises AdapterMismatch for those of another model, RuntimeFailed for closed ones,
+        NotSupported for numbers beyond a graph's float16; the context then is as it was.
         """
         self._opened().feed(*self._model.adding(adapters, self._room))
 

@@ -180,6 +180,31 @@ def test_half_precision(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits(model, lora), logits(expected), atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_numbers_beyond_half_precision_are_refused(tmp_path: Path, dtype: Any) -> None:
+    mini = Mini(attention="gqa", dtype=dtype)
+    model, lora = load(write_foreign(tmp_path, mini, by_genai)), random_update(mini)
+    module, update = next(iter(lora.decoder.items()))
+    in_a = LowRank(np.full_like(update.a, 1e5), update.b * np.float32(1e-5))
+    in_b = LowRank(update.a * np.float32(1e-4), np.full_like(update.b, -4e4))
+    context = model.new_context()
+    context.use_adapters({model.load_adapter(lora): 1.0})
+    expected = context.extend([np.arange(9)], Cancel())
+    for wide, scale in ((in_a, 0.1), (in_b, 1.7), (in_b, -1.7)):
+        large = model.load_adapter(Lora("large", "0" * 64, {**lora.decoder, module: wide}, {}))
+        context.truncate(0)
+        if dtype == "float16":
+            with pytest.raises(NotSupported, match=rf"large times {scale} has numbers beyond"):
+                context.use_adapters({large: scale})
+            np.testing.assert_array_equal(context.extend([np.arange(9)], Cancel()), expected)
+        else:
+            context.use_adapters({large: scale})
+            assert np.isfinite(context.extend([np.arange(9)], Cancel())).all()
+    context.use_adapters({large: 1.6})
+    context.truncate(0)
+    assert np.isfinite(context.extend([np.arange(9)], Cancel())).all()
+
+
 def test_four_bits(tmp_path: Path) -> None:
     mini = Mini(attention="gqa")
     model, lora = load(write_foreign(tmp_path, mini, four_bits)), random_update(mini)
