@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
@@ -19,6 +19,7 @@ from edgevlm.adapters.choice import Name, read_name
 from edgevlm.adapters.resident import Resident, Residents
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.devices.threads import compute_threads
+from edgevlm.engine.adapter import Adapters, adapters_key, without_zeros
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import (
     Embeddings,
@@ -26,6 +27,7 @@ from edgevlm.engine.contract import (
     LoadOptions,
     ModelFiles,
     VisionEncoder,
+    adaptable,
 )
 from edgevlm.engine.grammar import Grammars
 from edgevlm.engine.prompt import ImageInput
@@ -46,6 +48,7 @@ DEFAULT = "smolvlm2-500m"
 _FEATURE_BYTES = 64 * 2**20
 # How often one that waits for its turn looks at its cancel.
 _LOOK_S = 0.02
+_NONE: Adapters = {}
 
 _log = logging.getLogger("edgevlm")
 Notice = Callable[[str], None]
@@ -68,8 +71,8 @@ class Model:
         self.vision = vision
         self.language = language
         self.load_ms = load_ms
-        self._residents = Residents(language, files)
-        self._features: OrderedDict[str, Embeddings] = OrderedDict()
+        self._residents = Residents(vision, language, files)
+        self._features: OrderedDict[Hashable, Embeddings] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -85,19 +88,22 @@ class Model:
         """What makes the masks of structured output. Raises NotSupported."""
         return Grammars(self.family.tokenizer, self.language.n_vocab, self.family.stop_ids)
 
-    def embed(self, image: ImageInput, cancel: Cancel) -> Embeddings:
-        """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once.
+    def embed(self, image: ImageInput, cancel: Cancel, adapters: Adapters = _NONE) -> Embeddings:
+        """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once
+        with the same `adapters` of the vision encoder.
 
         Raises ModelCorrupt where the encoder gives another number of tokens than the
         prompt has slots, Interrupted also while another session's picture is encoded, and
-        what `VisionEncoder.encode` raises.
+        what `VisionEncoder.encode` and `AdaptableVision.encode_with` raise.
         """
+        adapters = without_zeros(adapters)
+        key = (image.key, adapters_key(adapters))
         with self._turn(cancel):
-            known = self._features.get(image.key)
+            known = self._features.get(key)
             if known is not None:
-                self._features.move_to_end(image.key)
+                self._features.move_to_end(key)
                 return known
-            features = self.vision.encode(image, cancel)
+            features = self._encode(image, adapters, cancel)
             expected = (image.n_tokens, self.language.d_model)
             if features.shape != expected:
                 raise ModelCorrupt(
@@ -105,7 +111,7 @@ class Model:
                     f" for a picture of {expected}.",
                     hint="Its vision encoder does not belong to its decoder or its processor.",
                 )
-            self._features[image.key] = features
+            self._features[key] = features
             self._forget_oldest()
             return features
 
@@ -118,6 +124,12 @@ class Model:
         its weights reach the runtime.
         """
         return self._residents.get(read_name(name), AdapterStore(settings or load_settings()))
+
+    def _encode(self, image: ImageInput, adapters: Adapters, cancel: Cancel) -> Embeddings:
+        if not adapters:
+            return self.vision.encode(image, cancel)
+        name = next(iter(adapters)).name
+        return adaptable(self.vision, name).encode_with(image, adapters, cancel)
 
     @contextmanager
     def _turn(self, cancel: Cancel) -> Iterator[None]:

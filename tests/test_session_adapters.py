@@ -252,7 +252,7 @@ def loads(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakre
         return loaded
 
     monkeypatch.setattr(model.language, "load_adapter", noted)
-    residents = Residents(model.language, model.files)
+    residents = Residents(model.vision, model.language, model.files)
     monkeypatch.setattr(model, "_residents", residents)
     yield seen
     residents.close()

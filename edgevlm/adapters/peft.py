@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgevlm.adapters.json_fields import FETCH_AGAIN, corrupt, shown
 from edgevlm.adapters.peft_config import MAX_RANK, PeftConfig, read_config
-from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Lora, LowRank
+from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Lora, LowRank, vision_module
 from edgevlm.errors import AdapterCorrupt, ModelCorrupt, NotSupported
 from edgevlm.models.safetensors import SafetensorsFile
 
@@ -38,10 +38,6 @@ _TENSOR = re.compile(
 _DECODER = re.compile(
     r"(?:(?:model|text_model|language_model)\.){0,3}"
     r"(?P<own>layers\.(?:0|[1-9]\d{0,3})\.(?P<part>.+))"
-)
-_VISION = re.compile(
-    r"(?:model\.)?(?P<own>(?:vision_model|vision_tower|vision_encoder|visual|connector"
-    r"|multi_modal_projector|mm_projector)\..+)"
 )
 # What PEFT keeps beside the two matrices of a linear module, by what stands in its name.
 _OTHERS = {
@@ -153,8 +149,8 @@ def _place(module: str) -> tuple[str, bool]:
                 hint=f"Those it may change: {', '.join((*ATTENTION, *FEED_FORWARD))}.",
             )
         return match["own"], True
-    if match := _VISION.fullmatch(module):
-        return match["own"], False
+    if (own := vision_module(module)) is not None:
+        return own, False
     raise NotSupported(
         f"The adapter changes {module}, which belongs to no model that is known here.",
         hint="Train it on the layers of the decoder.",

@@ -16,7 +16,7 @@ from edgevlm.adapters.peft import WEIGHTS_NAME
 from edgevlm.adapters.peft_config import CONFIG_NAME
 from edgevlm.adapters.store import AdapterStore, InstalledAdapter
 from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
-from edgevlm.engine.contract import LanguageModel, ModelFiles
+from edgevlm.engine.contract import LanguageModel, ModelFiles, VisionEncoder, adaptable
 from edgevlm.errors import UsageError
 from edgevlm.messages import ActiveAdapter
 
@@ -26,7 +26,8 @@ KEPT_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """An adapter in the memory of a model.
+    """An adapter in the memory of a model: what it changes of the decoder and of the vision
+    encoder, None where that is nothing.
 
     `n_bytes` are of its matrices in float32; `system` is the system prompt that it brings,
     `scale` what it is multiplied by unless somebody says otherwise, and `notice` what every
@@ -34,11 +35,17 @@ class Resident:
     """
 
     name: str
-    loaded: LoadedAdapter
+    loaded: LoadedAdapter | None
+    vision: LoadedAdapter | None
     n_bytes: int
     scale: float = 1.0
     system: str | None = None
     notice: str | None = None
+
+    def close(self) -> None:
+        for part in (self.loaded, self.vision):
+            if part is not None:
+                part.close()
 
 
 class Residents:
@@ -48,7 +55,8 @@ class Residents:
     up to `KEPT_BYTES`. One whose files have changed is another.
     """
 
-    def __init__(self, language: LanguageModel, files: ModelFiles) -> None:
+    def __init__(self, vision: VisionEncoder, language: LanguageModel, files: ModelFiles) -> None:
+        self._vision = vision
         self._language = language
         self._files = files
         self._alive: WeakValueDictionary[Hashable, Resident] = WeakValueDictionary()
@@ -59,7 +67,8 @@ class Residents:
         """The adapter of that name in `store`, or of that folder.
 
         One of another base is refused before any weight reaches the runtime. Raises what
-        `AdapterStore.resolve` and `.load`, `check_fits` and `LanguageModel.load_adapter` do.
+        `AdapterStore.resolve` and `.load`, `check_fits`, `adaptable` and `load_adapter` of both
+        parts of the model do.
         """
         while True:
             found = store.resolve(name)
@@ -86,9 +95,12 @@ class Residents:
         check_declared(found.name, manifest.bases, self._base)
         lora = read()
         check_fits(lora, manifest.bases, self._base)
+        # The vision encoder first, which more often can't.
+        vision = adaptable(self._vision, lora.name).load_adapter(lora) if lora.vision else None
         return Resident(
             found.name,
-            self._language.load_adapter(lora),
+            self._language.load_adapter(lora) if lora.decoder else None,
+            vision,
             lora.n_bytes,
             1.0 if manifest.scale is None else manifest.scale,
             manifest.system,
@@ -104,7 +116,7 @@ class Residents:
     def close(self) -> None:
         with self._lock:
             for resident in self._alive.values():
-                resident.loaded.close()
+                resident.close()
             self._alive.clear()
             self._recent.clear()
 
@@ -141,7 +153,13 @@ class ActiveSet:
 
     @property
     def loaded(self) -> Adapters:
-        return {resident.loaded: scale for resident, scale in self._scales}
+        """What a context of the decoder adds."""
+        return {r.loaded: scale for r, scale in self._scales if r.loaded is not None}
+
+    @property
+    def vision(self) -> Adapters:
+        """What the vision encoder adds."""
+        return {r.vision: scale for r, scale in self._scales if r.vision is not None}
 
     @property
     def told(self) -> tuple[ActiveAdapter, ...]:

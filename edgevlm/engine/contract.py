@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import BlockEmbeddings, ImageInput
-from edgevlm.errors import PromptTooLong
+from edgevlm.errors import NotSupported, PromptTooLong
 
 Ids: TypeAlias = NDArray[np.int64]
 Embeddings: TypeAlias = NDArray[np.float32]
@@ -58,6 +58,31 @@ class VisionEncoder(Protocol):
         """Return float32 [image.n_tokens, d_model]. Raises Interrupted, RuntimeFailed."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class AdaptableVision(Protocol):
+    """What a vision encoder has more where adapters can change it. One that lacks it refuses
+    them (`adaptable`), so that none is ever ignored."""
+
+    def load_adapter(self, lora: Lora) -> LoadedAdapter:
+        """Bring `lora.vision` into memory; raises what `LanguageModel.load_adapter` does.
+        Another thread may be inside `encode`."""
+
+    def encode_with(self, image: ImageInput, adapters: Adapters, cancel: Cancel) -> Embeddings:
+        """`encode`, with these adapters added. Raises AdapterMismatch for one that another
+        encoder has loaded and RuntimeFailed for a closed one, beside what that raises."""
+
+
+def adaptable(vision: VisionEncoder, name: str) -> AdaptableVision:
+    """`vision`, for the adapter `name` that changes it. Raises NotSupported where it can't."""
+    if isinstance(vision, AdaptableVision):
+        return vision
+    raise NotSupported(
+        f"The adapter {name} changes the vision tower, which the runtime {vision.runtime} can't.",
+        hint="Run the vision encoder on onnx or mlx (such as --runtime onnx+llamacpp), or use an"
+        " adapter of the decoder alone.",
+    )
 
 
 class Context(Protocol):
@@ -116,7 +141,7 @@ class LanguageModel(Protocol):
     def new_context(self) -> Context: ...
 
     def load_adapter(self, lora: Lora) -> LoadedAdapter:
-        """Bring an adapter into memory, beside those that are there.
+        """Bring `lora.decoder` into memory, beside what is there of other adapters.
 
         Raises NotSupported where this runtime or these files can't take it, or a module that
         it changes (an adapter is applied whole or not at all), and AdapterMismatch where a

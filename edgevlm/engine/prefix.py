@@ -6,41 +6,44 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from edgevlm.engine.adapter import Adapters
+from edgevlm.engine.adapter import Adapters, adapters_key, without_zeros
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Context, Embeddings, Logits, Part
 from edgevlm.engine.prompt import Block, BlockEmbeddings, ImageSlot, Prompt
+
+_NONE: Adapters = {}
 
 
 class PrefixContext:
     """A runtime context beside the key of every position in it.
 
     A position's key is what went in, a token id or a picture's content hash and row, and
-    the adapters that it was computed with: a changed picture, preprocessing, adapter or
-    scale can't meet an old KV entry.
+    the adapters that it and the pictures were computed with: a changed picture, preprocessing,
+    adapter or scale can't meet an old KV entry.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._keys: list[Hashable] = []
         self._adapters: Adapters = {}
-        self._adapter_key: Hashable = ()
+        self._adapters_key: Hashable = ((), ())
 
     @property
     def length(self) -> int:
         return self._context.length
 
-    def use_adapters(self, adapters: Adapters) -> None:
-        """Compute with these adapters, times their scales, and no others from now on.
+    def use_adapters(self, adapters: Adapters, vision: Adapters = _NONE) -> None:
+        """Compute with these adapters, times their scales, and no others from now on; pictures
+        come from a vision encoder with the adapters `vision`.
 
         A prompt then reuses only what was computed with the same contents and scales,
         whatever their order; a scale of 0 is as if the adapter were not there.
         """
-        adapters = {adapter: scale for adapter, scale in adapters.items() if scale}
+        adapters = without_zeros(adapters)
         if adapters != self._adapters:
             self._context.use_adapters(adapters)
             self._adapters = adapters
-            self._adapter_key = tuple(sorted((a.digest, adapters[a]) for a in adapters))
+        self._adapters_key = (adapters_key(adapters), adapters_key(without_zeros(vision)))
 
     def prefill(
         self, prompt: Prompt, embed: Callable[[int], Embeddings], cancel: Cancel
@@ -70,7 +73,7 @@ class PrefixContext:
 
     def extend(self, token_id: int, cancel: Cancel) -> Logits:
         logits = self._context.extend([np.array([token_id], dtype=np.int64)], cancel)
-        self._keys.append((self._adapter_key, token_id))
+        self._keys.append((self._adapters_key, token_id))
         return logits
 
     def close(self) -> None:
@@ -79,7 +82,7 @@ class PrefixContext:
 
     def _keys_of(self, prompt: Prompt) -> list[Hashable]:
         contents = prompt.keys()
-        return [(self._adapter_key, content) for content in contents]
+        return [(self._adapters_key, content) for content in contents]
 
     def _common(self, prompt: Prompt, keys: list[Hashable]) -> int:
         # The last position is always computed: its logits are what a prefill is for.

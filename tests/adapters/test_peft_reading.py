@@ -95,6 +95,14 @@ def test_the_vision_tower_and_its_connector_stand_apart(tmp_path: Path) -> None:
     assert lora.n_bytes == 4 * sum(v.size for v in read_tensors(folder / WEIGHTS_NAME).values())
 
 
+@pytest.mark.parametrize(
+    "tower", ["vision_model", "vision_tower.vision_model", "model.vision_tower", "model.visual"]
+)
+def test_a_vision_tower_is_known_under_all_its_names(tmp_path: Path, tower: str) -> None:
+    write_peft(tmp_path, SMALL, extra={f"{tower}.blocks.0.attn.qkv": (96, 32)})
+    assert list(read_peft(tmp_path, name="random").vision) == ["vision_model.blocks.0.attn.qkv"]
+
+
 # What PEFT 0.21.2 gives in `module.r` and `module.scaling` for these patterns.
 PATTERNS = {
     "r": 8,
