@@ -23,11 +23,15 @@ from edgevlm.models.shapes import local_shape
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """`tokenizer` is the SHA-256 of the vocabulary; what the files don't tell is None."""
+    """`tokenizer` is the SHA-256 of the vocabulary; what the files don't tell is None.
+
+    `edition` counts the weights that went by this name, where its catalog entry does.
+    """
 
     name: str
     decoder: DecoderShape | None
     tokenizer: str | None
+    edition: int | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -52,7 +56,7 @@ def describe_base(files: ModelFiles) -> Base:
     """Look at config.json, tokenizer.json or the header of a GGUF, never at weights."""
     shape = local_shape(files.folder)
     decoder = shape.decoder if shape is not None else None
-    return Base(files.name, decoder, tokenizer_digest(files))
+    return Base(files.name, decoder, tokenizer_digest(files), files.edition)
 
 
 def check_fits(lora: Lora, bases: Sequence[DeclaredBase], base: Base) -> None:
@@ -81,13 +85,33 @@ def check_fits(lora: Lora, bases: Sequence[DeclaredBase], base: Base) -> None:
 
 
 def check_declared(name: str, bases: Sequence[DeclaredBase], base: Base) -> None:
-    """Raise AdapterMismatch where the manifest alone tells that the base is another one."""
-    if bases and not any(_may_be(declared, base) for declared in bases):
+    """Raise AdapterMismatch where the manifest alone tells that the base is another one, or
+    has had other weights since."""
+    same = [declared for declared in bases if _may_be(declared, base)]
+    if bases and not same:
         made_for = ", ".join(dict.fromkeys(_with_fingerprint(b) for b in bases))
         this = _with_fingerprint(DeclaredBase(base.described, base.fingerprint))
         raise AdapterMismatch(
             f"The adapter {name} was made for {made_for}, and this is {this}.", hint=_hint(bases)
         )
+    if bases and not any(_has_its_weights(declared, base) for declared in same):
+        made_for = ", ".join(f"{declared.name} edition {declared.edition}" for declared in same)
+        raise AdapterMismatch(
+            f"The adapter {name} was made for {made_for}, and this is edition {base.edition}.",
+            hint="Install a version of it for this edition, or train it again.",
+        )
+
+
+def check_current(name: str, bases: Sequence[DeclaredBase]) -> None:
+    """Raise AdapterMismatch where the catalog has other weights by now for each of the bases, so
+    that no model can be loaded for it."""
+    entries = load_catalog().entries
+    now = [
+        Base(b.name, None, None, entries[b.name].edition if b.name in entries else None)
+        for b in bases
+    ]
+    if bases and not any(map(_has_its_weights, bases, now)):
+        check_declared(name, bases, now[0])
 
 
 def tokenizer_digest(files: ModelFiles) -> str | None:
@@ -160,6 +184,13 @@ def _may_be(declared: DeclaredBase, base: Base) -> bool:
         return False
     one, other = _catalog_name(declared.name), _catalog_name(base.name)
     return one is None or other is None or one == other
+
+
+def _has_its_weights(declared: DeclaredBase, base: Base) -> bool:
+    """Editions of a model that the catalog doesn't know by that name tell nothing."""
+    if declared.edition is None or base.edition is None:
+        return True
+    return declared.edition == base.edition or _catalog_name(declared.name) is None
 
 
 def _catalog_name(name: str) -> str | None:

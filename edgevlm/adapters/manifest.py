@@ -4,13 +4,13 @@
       "name": "medical", "version": "1.0.0", "title": "Medical terms",
       "description": "Names anatomy, instruments and findings.",
       "licence": "CC-BY-4.0",
-      "bases": [{"name": "edgevlm-tiny", "fingerprint": "0123456789abcdef"}],
+      "bases": [{"name": "edgevlm-tiny", "fingerprint": "0123456789abcdef", "edition": 4}],
       "files": {"adapter_config.json": {"size": 871, "sha256": "..."},
                 "adapter_model.safetensors": {"size": 4884488, "sha256": "..."}},
       "system": "You are ...", "scale": 1.0, "notice": "Not a diagnosis.", "calibration": {}
     }
 
-`fingerprint` may be null; the last four may be missing.
+`fingerprint` and `edition` may be null or missing, and so may the last four.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LARGEST_SCALE = 10.0
 LONGEST_NOTICE = 200
 _MOST_BYTES = 2**18
 _MOST_BASES, _MOST_FILES = 32, 64
+_LAST_EDITION = 10**6
 _VERSION = re.compile(r"(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})\.(0|[1-9]\d{0,5})", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -49,10 +50,12 @@ _FIELDS = frozenset(
 @dataclass(frozen=True, slots=True)
 class DeclaredBase:
     """A model that the adapter was made for: a catalog name or a hub id, and the
-    `fingerprint` of its shapes and tokenizer where that was known."""
+    `fingerprint` of its shapes and tokenizer where that was known. `edition` is of a model
+    whose weights change under one name."""
 
     name: str
     fingerprint: str | None = None
+    edition: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,14 @@ def _version(file: JsonFields) -> str:
 
 
 def _base(file: JsonFields) -> DeclaredBase:
-    file.require(frozenset(("name", "fingerprint")))
+    file.require(frozenset(("name", "fingerprint", "edition")))
     fingerprint = file.fields.get("fingerprint")
     if fingerprint is not None and not _FINGERPRINT.fullmatch(file.text("fingerprint", 16)):
         raise file.corrupt(f"needs 16 hex digits as 'fingerprint', not {shown(fingerprint)}")
-    return DeclaredBase(file.text("name", 200), fingerprint)
+    edition = file.fields.get("edition")
+    if edition is not None:
+        edition = file.whole("edition", 1, _LAST_EDITION)
+    return DeclaredBase(file.text("name", 200), fingerprint, edition)
 
 
 def _files(file: JsonFields) -> dict[str, AdapterFile]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from edgevlm.adapters.base import check_current
 from edgevlm.adapters.catalog import Named, Target, find_target, packs, unknown
 from edgevlm.adapters.manifest import Manifest, manifest_of
 from edgevlm.adapters.peft import read_peft
@@ -109,7 +110,8 @@ class AdapterStore:
         `name` is a pack that ships (`medical`, `medical@1.0.0`), a hub id
         `owner/repo[@revision]`, or a folder, whose adapter goes by the name in its
         edgevlm.json. Raises UnknownAdapter, AdapterCorrupt, NotSupported, ModelUnavailable,
-        Offline and NoSpace, and what was here stays.
+        Offline and NoSpace, AdapterMismatch for one of an edition of its base that is no more,
+        and what was here stays.
         """
         target, origin = self._asked(name)
         if origin is None:
@@ -119,7 +121,7 @@ class AdapterStore:
         with _told_of_adapters():
             plan = make_plan(str(target), origin)
             if isinstance(origin, Path):  # of the hub it is looked at once it is here
-                _read(origin, _hashes(plan), plan.name)
+                _accept(origin, _hashes(plan), plan.name)
             with disk_errors(self.root), locked(self.root, target.key, plan.name, progress):
                 old = self._whole(target)
                 before = None if old is None else _manifest(old).version
@@ -242,7 +244,7 @@ class AdapterStore:
         try:
             folder, record = fetch(plan, staging, [], progress)
             if plan.revisions:
-                _read(folder, {path: f.sha256 for path, f in record.files.items()}, plan.name)
+                _accept(folder, {path: f.sha256 for path, f in record.files.items()}, plan.name)
             return publish(folder, self.root / target.key, record)
         except BaseException as error:
             # A copy begins anew, so there is nothing to keep of it.
@@ -390,6 +392,12 @@ def _is_same(version: Published, plan: Plan) -> bool:
 
 def _hashes(plan: Plan) -> dict[str, str | None]:
     return {file.path: file.expected.sha256 for file in plan.files}
+
+
+def _accept(folder: Path, hashes: Mapping[str, str | None], name: str) -> None:
+    """Read what is to be installed. Raises what `_read` does, and AdapterMismatch."""
+    check_current(name, manifest_of(folder, name).bases)
+    _read(folder, hashes, name)
 
 
 def _read(folder: Path, hashes: Mapping[str, str | None], name: str) -> Lora:

@@ -216,7 +216,8 @@ def _version(version: str | None) -> str:
 
 
 def _bases(document: dict[str, Any]) -> str:
-    return ", ".join(base["name"] for base in document["bases"])
+    bases = [(base["name"], base["edition"]) for base in document["bases"]]
+    return ", ".join(f"{name} edition {n}" if n is not None else name for name, n in bases)
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ Part: TypeAlias = Ids | Embeddings | BlockEmbeddings
 class ModelFiles:
     """A verified model on disk: its folder, and the file that plays each role in a runtime.
 
+    `edition` tells weights of one name and shape apart, where its catalog entry counts them.
     Roles: `vision_encoder` and `decoder`, of ONNX Runtime also `embed_tokens`, of llama.cpp
     maybe `lora`; of MLX `weights`, whose folder is the MLX model's. A runtime reads its own.
     """
@@ -37,6 +38,7 @@ class ModelFiles:
     folder: Path
     roles: Mapping[str, Path]
     quantization: Mapping[str, str] = field(default_factory=dict)
+    edition: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

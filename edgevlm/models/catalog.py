@@ -82,6 +82,11 @@ class CatalogEntry:
     shape: ModelShape | None = None
 
     @property
+    def edition(self) -> int | None:
+        """Of a model that is assembled here; None for one whose files are as published."""
+        return next((r.edition for r in self.runtimes.values() if r.assemble), None)
+
+    @property
     def placements(self) -> tuple[Placement, ...]:
         """Where it runs: as its tables say, and each vision part with each language part."""
         whole = [Placement.parse(name) for name in self.runtimes]

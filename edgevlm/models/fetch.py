@@ -191,6 +191,7 @@ def _manifest(
         quantization=dict(plan.quantization),
         revisions=dict(plan.revisions),
         created=now(),
+        edition=plan.edition,
     )
 
 

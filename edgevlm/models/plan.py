@@ -33,7 +33,8 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to fetch and what to make of it. `roles` is empty where assembling shows them."""
+    """What to fetch and what to make of it. `roles` is empty where assembling shows them, and
+    `edition` is None where nothing is assembled."""
 
     name: str
     runtime: str
@@ -44,6 +45,7 @@ class Plan:
     revisions: Mapping[str, str] = field(default_factory=dict)
     assemble: str | None = None
     disk: int = 0
+    edition: int | None = None
 
     @property
     def size(self) -> int:
@@ -129,6 +131,7 @@ def _catalog_plan(entry: CatalogEntry, runtime: str) -> Plan:
         revisions={hub.repo_id: listing.hub.revision for hub, listing in listings.items()},
         assemble=recipe.assemble,
         disk=recipe.disk,
+        edition=entry.edition,
     )
 
 

@@ -45,7 +45,7 @@ class Manifest:
     """What is in a published folder. `plan` tells two recipes for one name apart.
 
     `runtime` is a model's placement, and `peft` for an adapter. `roles` maps a role to a path;
-    `revisions` a repository to the commit it was taken at.
+    `revisions` a repository to the commit it was taken at. `edition` is the catalog's.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Manifest:
     quantization: Mapping[str, str] = field(default_factory=dict)
     revisions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    edition: int | None = None
 
     @property
     def size(self) -> int:

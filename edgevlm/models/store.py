@@ -344,6 +344,7 @@ def _model_files(version: Published) -> ModelFiles:
         folder=version.folder,
         roles={role: version.folder / path for role, path in manifest.roles.items()},
         quantization=manifest.quantization,
+        edition=manifest.edition,
     )
 
 

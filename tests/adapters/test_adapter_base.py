@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ TINY_SHAPE = DecoderShape(30, 576, 1536, 9, 3, 64, 49152)
 
 
 def base_of(folder: Path, decoder: str = "model.safetensors") -> Base:
-    return describe_base(ModelFiles("random", folder, {"decoder": folder / decoder}))
+    return describe_base(ModelFiles("random", folder, {"decoder": folder / decoder}, edition=3))
 
 
 def test_a_checkpoint_tells_its_shapes_and_its_tokenizer(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_fingerprint_is_of_shapes_and_tokenizer(tmp_path: Path) -> None:
 
 def test_files_that_tell_nothing_leave_it_unknown(tmp_path: Path) -> None:
     nothing = base_of(tmp_path)
-    assert nothing == Base("random", None, None)
+    assert nothing == Base("random", None, None, 3)
     assert nothing.fingerprint is None
     assert nothing.described == "random"
     make_processor_files(tmp_path)
@@ -102,6 +103,21 @@ def test_one_fingerprint_of_several_is_enough() -> None:
     check_fits(lora, [other, DeclaredBase("edgevlm-tiny", base.fingerprint)], base)
     with pytest.raises(AdapterMismatch):
         check_fits(lora, [other], base)
+
+
+def test_weights_that_changed_under_one_name_are_another_base() -> None:
+    base = Base("edgevlm-tiny", TINY_SHAPE, "0" * 64, edition=5)
+    lora = random_lora(TINY, targets=("v_proj",))
+    old, new = (DeclaredBase("edgevlm-tiny", base.fingerprint, edition) for edition in (4, 5))
+    with pytest.raises(
+        AdapterMismatch, match=r"made for edgevlm-tiny edition 4, and this is edition 5\."
+    ) as refusal:
+        check_fits(lora, [old], base)
+    assert refusal.value.hint
+    check_fits(lora, [old, new], base)
+    check_fits(lora, [replace(old, edition=None)], base)  # a plain PEFT folder doesn't say
+    check_fits(lora, [old], replace(base, edition=None))  # nor do files from elsewhere
+    check_fits(lora, [replace(old, name="somebody/model")], base)  # which counts its own
 
 
 def test_what_the_factory_writes_fits_the_model_it_is_for(tmp_path: Path) -> None:

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer, noise
-from pack_factory import contents, make_pack
+from pack_factory import change_manifest, contents, make_pack
 from recorder import Recorder
 
 from edgevlm.adapters.peft import read_peft
 from edgevlm.adapters.store import AdapterStore, InstalledAdapter
 from edgevlm.errors import (
     AdapterCorrupt,
+    AdapterMismatch,
     ModelUnavailable,
     NotSupported,
     Offline,
     UnknownAdapter,
 )
 from edgevlm.models import hub as hub_client
+from edgevlm.models.catalog import load_catalog
 from edgevlm.models.plan import Plan
 from edgevlm.settings import Settings
 
@@ -36,6 +38,22 @@ def published(hub: HubServer, pack: Path) -> HubServer:
     more = {"LICENSE": b"CC0", "optimizer.pt": noise(9000, 1), "checkpoint-1/x.bin": b"x"}
     hub.add(REPO, {**contents(pack), **more, "../LICENSE": b"no", "adapter_model.bin": b"no"})
     return hub
+
+
+def test_one_for_weights_that_are_no_more_is_refused(
+    hub: HubServer, adapters: AdapterStore, tmp_path: Path, home: Path
+) -> None:
+    now = load_catalog().entries["edgevlm-tiny"].edition
+    assert now is not None
+    folder = make_pack(tmp_path / "old")
+    change_manifest(folder, bases=[{"name": "edgevlm-tiny", "edition": now - 1}])
+    hub.add(REPO, contents(folder))
+    for name in (str(folder), REPO):
+        with pytest.raises(AdapterMismatch, match=f"edition {now - 1}, and this is edition {now}"):
+            adapters.install(name)
+    assert [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    change_manifest(folder, bases=[{"name": "edgevlm-tiny", "edition": now}])
+    assert adapters.install(str(folder)).changed
 
 
 def test_only_the_files_of_an_adapter_are_fetched(

@@ -25,7 +25,7 @@ WHOLE = Manifest(
     title="Médical terms",
     description="Names anatomy.\nIs not a diagnosis.",
     licence="CC-BY-4.0",
-    bases=(DeclaredBase("edgevlm-tiny", "0123456789abcdef"), DeclaredBase("owner/model")),
+    bases=(DeclaredBase("edgevlm-tiny", "0123456789abcdef", 4), DeclaredBase("owner/model")),
     files={
         CONFIG_NAME: AdapterFile(871, "0" * 64),
         WEIGHTS_NAME: AdapterFile(4884488, "a" * 64),

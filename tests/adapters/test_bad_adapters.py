@@ -364,6 +364,8 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "a base without a name": ({"bases": [{"fingerprint": None}]}, "'name'"),
     "a short fingerprint": ({"bases": [{"name": "a", "fingerprint": "12"}]}, "'fingerprint'"),
     "a base with more to say": ({"bases": [{"name": "a", "url": "b"}]}, "'url'"),
+    "an edition before the first": ({"bases": [{"name": "a", "edition": 0}]}, "'edition'"),
+    "a text as edition": ({"bases": [{"name": "a", "edition": "4"}]}, "'edition'"),
     "no files": ({"files": {}}, "'files'"),
     "no weights among the files": ({"files": {CONFIG_NAME: SOUND}}, WEIGHTS_NAME),
     "a file above the folder": ({"files": BOTH | {"../x": SOUND}}, "'files'"),

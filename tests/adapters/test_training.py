@@ -40,6 +40,7 @@ from edgevlm.families.base import Turn
 from edgevlm.media import load_image
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.progress import Silent
+from edgevlm.models.store import Store
 from edgevlm.runtimes.llamacpp_lora import LoraGguf, interleave
 from edgevlm.settings import Settings
 
@@ -203,6 +204,15 @@ def test_the_same_command_again_writes_the_same_pack_around_the_card_as_it_is(
     assert weights(recipe.out) == before
     assert (recipe.out / "README.md").read_text() == "# My own words\n"
     assert manifest_of(recipe.out).files["README.md"].size == len("# My own words\n")
+
+
+def test_the_pack_tells_the_edition_of_its_base(
+    recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = Store.resolve
+    monkeypatch.setattr(Store, "resolve", lambda *a, **k: replace(resolve(*a, **k), edition=7))
+    train(replace(recipe, steps=1), Settings(home=home))
+    assert [base.edition for base in manifest_of(recipe.out).bases] == [7]
 
 
 def test_the_graph_that_is_trained_is_the_one_that_is_deployed(

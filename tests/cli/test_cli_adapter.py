@@ -72,7 +72,7 @@ def test_install_says_what_came_and_where_it_is(packs: Path, adapter: Call) -> N
 def test_install_as_json(packs: Path, adapter: Call) -> None:
     document = json.loads(adapter("install", "medical", "--json")[1])
     assert (document["changed"], document["before"], document["version"]) == (True, None, "1.0.0")
-    assert document["bases"] == [{"name": "edgevlm-tiny", "fingerprint": None}]
+    assert document["bases"] == [{"name": "edgevlm-tiny", "fingerprint": None, "edition": None}]
     assert document["licence"] == "CC0-1.0"
     assert document["files"][WEIGHTS] == (Path(document["folder"]) / WEIGHTS).stat().st_size
     assert json.loads(adapter("install", "medical", "--json")[1]) == document | {

@@ -310,12 +310,14 @@ def test_raw_material_is_assembled_and_removed(
     store = Store(Settings(home=home), catalog)
     files = store.resolve("cam", runtime="onnx")
     assert set(files.roles) == {"vision_encoder", "embed_tokens", "decoder"}
-    assert files.quantization == {"decoder": "q4"}
+    assert (files.quantization, files.edition) == ({"decoder": "q4"}, 1)
     assert (files.folder / "onnx/weights.bin").read_bytes() == b"made"
     assert list(home.rglob("*.safetensors")) == []
     assert store.verify("cam")[0].files == 6
     again = catalog_of(origin, ["model.safetensors"], shipped=True, extra=f"{extra}\nedition = 2")
-    assert Store(Settings(home=home), again).resolve("cam", runtime="onnx").folder != files.folder
+    rebuilt = Store(Settings(home=home), again).resolve("cam", runtime="onnx")
+    assert rebuilt.folder != files.folder
+    assert rebuilt.edition == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from edgevlm.adapters.catalog import packs
+from edgevlm.adapters.manifest import manifest_of
 from edgevlm.models.catalog import load_catalog
 from edgevlm.models.tiny import SHIPPED
 
@@ -24,3 +26,9 @@ def test_other_parts_are_another_edition() -> None:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     placements = load_catalog().entries["edgevlm-tiny"].runtimes
     assert {EDITIONS[files.edition] for files in placements.values()} == {digest.hexdigest()}
+
+
+def test_the_packs_that_ship_were_trained_on_the_edition_that_ships() -> None:
+    edition = load_catalog().entries["edgevlm-tiny"].edition
+    bases = [base for pack in packs().values() for base in manifest_of(pack).bases]
+    assert {base.edition for base in bases if base.name == "edgevlm-tiny"} <= {edition}

@@ -68,7 +68,7 @@ def _manifest(recipe: Recipe, base: Base) -> Manifest:
         title=recipe.title or recipe.name,
         description=recipe.description or "Trained with `edgevlm adapter train`.",
         licence=recipe.license,
-        bases=(DeclaredBase(base.name, base.fingerprint),),
+        bases=(DeclaredBase(base.name, base.fingerprint, base.edition),),
         files={path: AdapterFile(file.size, file.sha256) for path, file in found.items()},
         system=recipe.system or None,
         notice=recipe.notice or None,
