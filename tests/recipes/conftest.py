@@ -5,4 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "recipes" / "tiny"))
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+sys.path += [str(RECIPES / "tiny"), str(RECIPES / "adapters")]
