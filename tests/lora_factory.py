@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.adapters.peft import lora_digest
-from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Lora, LowRank
+from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Lora, LowRank, vision_module
 from edgevlm.models.safetensors import SafetensorsFile
 
 Config: TypeAlias = Mapping[str, Any] | Path
@@ -130,8 +130,8 @@ def random_lora(
     for module, size in _modules(config, targets, "", extra or {}):
         r = _first_match(fields["rank_pattern"], module, rank)
         a, b = _weights(module, size, r, scaling, seed)
-        own = module.removeprefix("model.")
-        parts[module in (extra or {})][own] = LowRank(a, np.float32(scaling) * b)
+        own = vision_module(module)
+        parts[own is not None][own or module] = LowRank(a, np.float32(scaling) * b)
     digest = lora_digest(parts[False], parts[True])
     return Lora(name, digest, decoder=parts[False], vision=parts[True])
 

@@ -1,21 +1,30 @@
-"""LoRA on MLX: low-rank updates beside the linear modules of a decoder.
+"""LoRA on MLX: low-rank updates beside the linear modules of a decoder or a vision encoder.
 
 A graph is built wholly inside one call on the MLX thread. For that long, modules that add the
-updates of one context stand in for the decoder's own, and at any other time the decoder is the
-base: contexts with other adapters, or with none, never meet them, and no weight is written to.
-Call this on the MLX thread.
+updates of one context, or for one picture, stand in for the model's own, and at any other time
+the model is the base: calls with other adapters, or with none, never meet them, and no weight is
+written to. Call this on the MLX thread.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from edgevlm.engine.adapter import ATTENTION, FEED_FORWARD, Adapters, Lora, LowRank
+from edgevlm.engine.adapter import (
+    ATTENTION,
+    FEED_FORWARD,
+    Adapters,
+    Lora,
+    LowRank,
+    vision_module,
+)
 from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
 
 Module: TypeAlias = Callable[[mx.array], mx.array]
@@ -25,10 +34,10 @@ Matrices: TypeAlias = tuple[mx.array, mx.array]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Place:
-    """Where a module hangs in the tree of a decoder."""
+    """Where a module hangs in the tree of a model: in a dictionary, or in a list."""
 
-    parent: dict[str, Any]
-    key: str
+    parent: Any
+    key: str | int
     module: Module
 
 
@@ -61,48 +70,48 @@ class MlxAdapter:
     """A `LoadedAdapter`: `matrices` by the names of the modules that they change."""
 
     def __init__(
-        self, lora: Lora, decoder: AdaptableDecoder, matrices: Mapping[str, Matrices]
+        self, lora: Lora, owner: AdaptableModules, matrices: Mapping[str, Matrices]
     ) -> None:
         self.name, self.digest = lora.name, lora.digest
-        self.decoder: AdaptableDecoder | None = decoder
+        self.owner: AdaptableModules | None = owner
         self.matrices = matrices
 
     def close(self) -> None:
         """Let its memory go once no context uses it any more."""
-        self.decoder, self.matrices = None, {}
+        self.owner, self.matrices = None, {}
 
 
-class AdaptableDecoder:
-    """The linear modules of a decoder that adapters may change, by the checkpoint's names.
+class AdaptableModules:
+    """The linear modules of one part of a model that adapters may change, by a `Lora`'s names.
 
-    They are those that a forward pass, built by `build`, calls: beside a module whose weights
-    the decoder reads in some other way an update would be ignored in silence. Raises
-    NotSupported where it reads them so of any module that has such a name.
+    They are those of `places` that a forward pass, built by `build`, calls: beside a module whose
+    weights the model reads in some other way an update would be ignored in silence. Raises
+    NotSupported where it reads them so of any of them.
     """
 
-    def __init__(self, model: str, layers: Sequence[Any], build: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        model: str,
+        places: Mapping[str, Place],
+        build: Callable[[], object],
+    ) -> None:
         self._model = model
-        self._layers = [f"layers.{index}" for index in range(len(layers))]
+        self._layers = set(map(_layer, places))
         self._linears: dict[str, Linear] = {}
-        places = _places(layers)
+        noting = [(place, self._noting(name, place)) for name, place in places.items()]
         try:
-            with standing_in([(place, self._noting(name, place)) for name, place in places]):
+            with standing_in(noting):
                 build()
         except AttributeError as error:
             raise NotSupported(
-                f"The decoder of {model} can't take adapters on MLX: it goes past its modules.",
+                f"MLX can't add adapters to {model}, which goes past its modules.",
                 hint="Use another runtime, or a model whose adapter is merged into it.",
             ) from error
 
-    def load(self, lora: Lora) -> MlxAdapter:
-        """Raises NotSupported, AdapterMismatch."""
-        if lora.vision:
-            raise NotSupported(
-                f"The adapter {lora.name} changes the vision tower, which MLX can't.",
-                hint="Use an adapter of the decoder alone.",
-            )
+    def load(self, lora: Lora, updates: Mapping[str, LowRank]) -> MlxAdapter:
+        """Bring these updates of `lora` into memory. Raises NotSupported, AdapterMismatch."""
         matrices = {}
-        for name, update in lora.decoder.items():
+        for name, update in updates.items():
             linear = self._find(lora, name)
             self._check(lora, name, linear, update)
             matrices[name] = _matrices(update, linear.dtype)
@@ -117,12 +126,12 @@ class AdaptableDecoder:
         """
         terms: dict[str, list[tuple[Matrices, float]]] = {}
         for adapter, scale in adapters.items():
-            if not isinstance(adapter, MlxAdapter) or adapter.decoder not in (self, None):
+            if not isinstance(adapter, MlxAdapter) or adapter.owner not in (self, None):
                 raise AdapterMismatch(
                     f"The adapter {adapter.name} was loaded for another model than {self._model}.",
                     hint="Load it for this one.",
                 )
-            if adapter.decoder is None:
+            if adapter.owner is None:
                 raise RuntimeFailed(
                     f"The adapter {adapter.name} was closed.", hint="Load it again."
                 )
@@ -142,15 +151,14 @@ class AdaptableDecoder:
     def _find(self, lora: Lora, name: str) -> Linear:
         if name in self._linears:
             return self._linears[name]
-        if ".".join(name.split(".")[:2]) in self._layers:
+        if _layer(name) in self._layers:
             raise NotSupported(
                 f"The adapter {lora.name} changes {name}, which {self._model} has no module of"
                 " its own for on MLX.",
                 hint="Use another runtime, or an adapter of fewer modules.",
             )
         raise AdapterMismatch(
-            f"The adapter {lora.name} changes {name}, and {self._model} has"
-            f" {len(self._layers)} layers.",
+            f"The adapter {lora.name} changes {name}, which {self._model} doesn't have.",
             hint="Use an adapter that was made for this model.",
         )
 
@@ -165,7 +173,26 @@ class AdaptableDecoder:
             )
 
 
-def _places(layers: Sequence[Any]) -> Iterator[tuple[str, Place]]:
+def decoder_modules(
+    model: str, layers: Sequence[Any], build: Callable[[], object]
+) -> AdaptableModules:
+    """Those of a decoder's layers. Raises what `AdaptableModules` does."""
+    return AdaptableModules(model, dict(_decoder_places(layers)), build)
+
+
+def vision_modules(
+    model: str, parts: Mapping[str, Any], build: Callable[[], object]
+) -> AdaptableModules:
+    """Those of a vision encoder's `parts`, by the names that a checkpoint gives these. Raises
+    what `AdaptableModules` does."""
+    places = {}
+    for name, place in _linear_places("", parts):
+        if (module := vision_module(name)) is not None:
+            places[module] = place
+    return AdaptableModules(model, places, build)
+
+
+def _decoder_places(layers: Sequence[Any]) -> Iterator[tuple[str, Place]]:
     for index, layer in enumerate(layers):
         for name in (*ATTENTION, *FEED_FORWARD):
             group, _, key = name.rpartition(".")
@@ -173,6 +200,22 @@ def _places(layers: Sequence[Any]) -> Iterator[tuple[str, Place]]:
             parent = layer.get(group)
             if isinstance(parent, dict) and key in parent:
                 yield f"layers.{index}.{name}", Place(parent, key, parent[key])
+
+
+def _linear_places(prefix: str, parent: Any) -> Iterator[tuple[str, Place]]:
+    """Every linear module below `parent`, by its path."""
+    children = parent.items() if isinstance(parent, Mapping) else enumerate(parent)
+    for key, child in children:
+        if isinstance(child, (nn.Linear, nn.QuantizedLinear)):
+            yield f"{prefix}{key}", Place(parent, key, child)
+        elif isinstance(child, (dict, list)):
+            yield from _linear_places(f"{prefix}{key}.", child)
+
+
+def _layer(module: str) -> str:
+    """What the modules of one layer have in common, or those beside the layers."""
+    numbered = re.match(r".*?\.\d+\.", module)
+    return numbered[0] if numbered else module.partition(".")[0]
 
 
 def _matrices(update: LowRank, dtype: mx.Dtype) -> Matrices:

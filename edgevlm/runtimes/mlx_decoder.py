@@ -14,7 +14,13 @@ from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import NotSupported, RuntimeFailed
-from edgevlm.runtimes.mlx_adapter import AdaptableDecoder, MlxAdapter, StandIns, standing_in
+from edgevlm.runtimes.mlx_adapter import (
+    AdaptableModules,
+    MlxAdapter,
+    StandIns,
+    decoder_modules,
+    standing_in,
+)
 from edgevlm.runtimes.mlx_cache import SequenceCache
 from edgevlm.runtimes.mlx_config import context_length, rope_fields
 from edgevlm.runtimes.mlx_loading import embeddings_owner, load
@@ -35,7 +41,7 @@ class MlxLanguageModel:
         self._language: Any = None
         self._embed_tokens: Any = None
         self._layers: Sequence[Any] = ()
-        self._adaptable: AdaptableDecoder | None = None
+        self._adaptable: AdaptableModules | None = None
         on_mlx_thread(self._load, files, options)
 
     def new_context(self) -> MlxContext:
@@ -44,7 +50,7 @@ class MlxLanguageModel:
     def load_adapter(self, lora: Lora) -> MlxAdapter:
         """Raises NotSupported for modules that can't be changed here, and AdapterMismatch for
         modules or shapes that are not the decoder's."""
-        return on_mlx_thread(lambda: self.adaptable().load(lora))
+        return on_mlx_thread(lambda: self.adaptable().load(lora, lora.decoder))
 
     def close(self) -> None:
         """Drop the weights; they go when no context or adapter holds them any more."""
@@ -58,11 +64,11 @@ class MlxLanguageModel:
         """Look ids up and join all parts: [1, n, d_model]."""
         return mx.concatenate([self._rows(part) for part in parts])[None]
 
-    def adaptable(self) -> AdaptableDecoder:
+    def adaptable(self) -> AdaptableModules:
         """What adapters need to know of the decoder; found out when the first one comes."""
         self.opened()
         if self._adaptable is None:
-            self._adaptable = AdaptableDecoder(self._name, self._layers, self._build)
+            self._adaptable = decoder_modules(self._name, self._layers, self._build)
         return self._adaptable
 
     def forward(
