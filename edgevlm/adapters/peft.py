@@ -42,7 +42,7 @@ _DECODER = re.compile(
 # What PEFT keeps beside the two matrices of a linear module, by what stands in its name.
 _OTHERS = {
     "lora_magnitude_vector": "DoRA's magnitudes",
-    "lora_embedding_": "changed token embeddings",
+    "lora_embedding_": "changed embeddings",
     "lora_B.bias": "changed biases",
     "lora_B.default.bias": "changed biases",
     "modules_to_save": "modules that are saved whole",
@@ -160,6 +160,11 @@ def _place(module: str) -> tuple[str, bool]:
 def _low_rank(
     file: SafetensorsFile, module: str, sides: Mapping[str, str], config: PeftConfig
 ) -> LowRank:
+    if all(len(file.shape(tensor)) > 2 for tensor in sides.values()):
+        raise NotSupported(
+            f"The adapter changes {module}, a convolution, which no runtime here can change.",
+            hint="Train it on linear modules alone.",
+        )
     a, b = _shape(file, sides["A"]), _shape(file, sides["B"])
     rank = config.rank_of(module)
     if a[0] > MAX_RANK or not a[0] == b[1] == rank:

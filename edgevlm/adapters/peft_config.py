@@ -54,7 +54,7 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _SAVE_PLAIN = "Merge it into an ordinary LoRA (bias none) and save that with PEFT."
 
 _PLAIN_KEY = re.compile(r"[\w.]+")
-_FIRST_NUMBER = re.compile(r"\.(\d+)\.")
+_MOST_LAYERS_PATTERNS = 20
 _Matcher: TypeAlias = Callable[[str], bool]
 
 
@@ -197,22 +197,34 @@ def _named(file: JsonFields, field: str, effort: Effort) -> _Matcher:
 
 
 def _layer_matcher(file: JsonFields) -> _Matcher:
-    """`layers_to_transform`, whose layers are counted by the first number of a name."""
+    """`layers_to_transform`, whose layers are counted by a number in a name."""
     layers = file.fields.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is None or layers == []:
         return lambda module: True
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise file.corrupt("needs a list of layers as 'layers_to_transform'")
-    if file.fields.get("layers_pattern") not in (None, [], "", "layers", ["layers"]):
-        raise _not_supported("counts layers by a pattern ('layers_pattern')")
     wanted = frozenset(layers)
+    numbers = _layer_numbers(file)
 
     def matches(module: str) -> bool:
-        number = _FIRST_NUMBER.search(module)
-        return number is not None and int(number[1]) in wanted
+        found = next((match for number in numbers if (match := number.match(module))), None)
+        return found is not None and int(found[1]) in wanted
 
     return matches
+
+
+def _layer_numbers(file: JsonFields) -> list[re.Pattern[str]]:
+    """What finds the number of a module's layer, as PEFT does; the first that matches counts."""
+    words = file.fields.get("layers_pattern") or []
+    words = [words] if isinstance(words, str) else words
+    if _strings(words) is None:
+        raise file.corrupt("needs a text or a list of texts as 'layers_pattern'")
+    if len(words) > _MOST_LAYERS_PATTERNS or not all(map(_PLAIN_KEY.fullmatch, words)):
+        raise _not_supported("counts layers by what are no plain names ('layers_pattern')")
+    if not words:
+        return [re.compile(r".*?\.[^.]*\.(\d+)\.")]
+    return [re.compile(rf"(?:^|.*?\.){word}\.(\d+)\.") for word in words]
 
 
 def _strings(value: Any) -> frozenset[str] | None:
