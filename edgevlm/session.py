@@ -6,7 +6,7 @@ import atexit
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ class Session:
         self._active: Stream | None = None
         self._cancel = Cancel()
         self._load_ms = self.model.load_ms if self._owns_model else 0.0
+        self._closed = False
         _LIVE.add(self)
 
     def ask(
@@ -212,7 +213,8 @@ class Session:
         try:
             yield
         finally:
-            self._adapters = before
+            if not self._closed:  # which has let its adapters go
+                self._adapters = before
 
     @property
     def answering(self) -> bool:
@@ -242,7 +244,11 @@ class Session:
 
     def close(self) -> None:
         """Stop the answer under way, and let the model go unless others share it."""
+        self._closed = True
         self.cancel()
+        if self._active is not None:
+            with suppress(UsageError):  # a thread is inside it, and ends it by itself
+                self._active.close()
         self._context.close()
         self._adapters = ActiveSet()
         if self._owns_model:

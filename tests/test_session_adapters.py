@@ -301,6 +301,37 @@ def test_what_is_held_stays_and_of_the_others_the_last_used(
     assert alive() == [False, False, False, True]
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_closed_session_keeps_no_adapter_of_an_unfinished_answer(
+    model: Model,
+    packs: Path,
+    loads: list[weakref.ref[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,
+) -> None:
+    monkeypatch.setattr(resident, "KEPT_BYTES", 1)
+    session = Session(model, adapter=packs / "one")
+    stream = session.stream(QUESTION, images=[picture()], max_tokens=6)
+    if begun:
+        next(stream)
+    session.close()
+    with Session(model, adapter=packs / "two"):
+        gc.collect()
+        assert [loaded() is not None for loaded in loads] == [False, True]
+    assert list(stream) == []
+
+
+def test_a_session_may_be_closed_within_a_block(model: Model, packs: Path) -> None:
+    async def run() -> None:
+        async with AsyncSession(model) as session, session.adapter(packs / "two"):
+            await session.close()
+
+    with Session(model, adapter=packs / "one") as session, session.adapter(packs / "two"):
+        session.close()
+    assert session.adapters == {}
+    asyncio.run(run())
+
+
 def test_an_adapter_whose_files_changed_is_read_anew(
     model: Model, smolvlm_source: Path, tmp_path: Path
 ) -> None:
