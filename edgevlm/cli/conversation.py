@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +120,7 @@ class _Conversation:
         act = getattr(self, f"_do_{name}", None)
         if act is None:
             raise UsageError(f"There is no command /{name}.", hint="/help lists the commands.")
-        act(argument.strip().strip("'\""))
+        act(argument.strip())
 
     def close(self) -> None:
         if self._session is not self._first:
@@ -127,14 +129,16 @@ class _Conversation:
     def _do_help(self, _: str) -> None:
         click.echo(HELP, nl=False)
 
-    def _do_image(self, path: str) -> None:
+    def _do_image(self, typed: str) -> None:
+        path = _unquoted(typed)
         if not path:
             raise UsageError("Which picture?", hint="/image PATH")
         rest, found = find_image_paths(path)  # which reads escaped spaces
         self._pictures += [self._load(name) for name in ([path] if rest else found)]
         click.secho("Shown with your next question.", dim=True)
 
-    def _do_video(self, path: str) -> None:
+    def _do_video(self, typed: str) -> None:
+        path = _unquoted(typed)
         if not path:
             raise UsageError("Which video?", hint="/video PATH")
         open_video(path, limits=media_limits(self._session.settings)).close()
@@ -146,7 +150,8 @@ class _Conversation:
             self._options = self._options | {"detail": check_detail(detail)}
         click.echo(self._options["detail"])
 
-    def _do_model(self, name: str) -> None:
+    def _do_model(self, typed: str) -> None:
+        name = _unquoted(typed)
         if not name:
             click.echo(self._session.model.name)
             return
@@ -159,7 +164,7 @@ class _Conversation:
 
     def _do_adapter(self, names: str) -> None:
         if names:
-            self._session.use_adapters([] if names == "none" else names.split())
+            self._session.use_adapters([] if names == "none" else _words(names))
         click.echo(f"On: {_on(self._session) or 'none'}.")
         if not names:
             installed = [a.name for a in AdapterStore(self._session.settings).list()]
@@ -177,6 +182,25 @@ class _Conversation:
 
     def _do_quit(self, _: str) -> None:
         self.open = False
+
+
+def _unquoted(path: str) -> str:
+    """As one who drags a file onto a terminal, or copies a path, may have it."""
+    return path.strip("'\"")
+
+
+def _words(line: str) -> list[str]:
+    """Split as a shell does: a space in quotes, or behind a backslash, belongs to its word."""
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    if os.sep == "\\":  # which there stands in paths
+        words.escape = ""
+    try:
+        return list(words)
+    except ValueError as error:
+        raise UsageError(
+            f"A quote in {line} is never closed.", hint='/adapter "a folder:0.8" other'
+        ) from error
 
 
 def _receipt(reply: Reply) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,35 @@ def test_amid_a_conversation(
     receipts = [line for line in err.splitlines() if "first token" in line]
     assert [" one:0.5 ·" in receipts[0], " one · two:-2 ·" in receipts[1]] == [True, True]
     assert err.count("error: ") == err.count("hint: ") == 3
+
+
+def test_a_folder_with_a_space_is_quoted_as_in_a_shell(
+    smolvlm_everywhere: Path,
+    packs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(packs / name, tmp_path / f"my {name}")
+    one, two = tmp_path / "my one", tmp_path / "my two"
+    escaped = str(two).replace(" ", "\\ ")
+    lines = iter(
+        [
+            *(f"/adapter '{one}:0.5' {escaped}", f'/adapter "{two}"', f"/adapter '{one}"),
+            *(f"/adapter '{one}' '{two}'", "/quit"),
+        ]
+    )
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    with Session(str(smolvlm_everywhere), runtime="llamacpp") as session:
+        converse(session, Session, [], {})
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line.startswith("On:")] == [
+        "On: my-one:0.5, my-two.",
+        "On: my-two.",
+        "On: my-one, my-two.",
+    ]
+    assert err.startswith(f"error: A quote in '{one} is never closed.\nhint: ")
 
 
 def test_a_conversation_begins_with_those_of_the_command_line(
