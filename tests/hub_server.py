@@ -69,6 +69,8 @@ class Faults:
     # The GET of a path stops half way until the event is set.
     gates: dict[str, threading.Event] = field(default_factory=dict)
     ignore_range: bool = False
+    # Of these the listing doesn't tell how large they are.
+    unstated: set[str] = field(default_factory=set)
     listing: bytes | None = None
 
 
@@ -160,7 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(name, revision)
         if repo is None:
             return
-        siblings = [_sibling(path, content) for path, content in sorted(repo.files.items())]
+        unstated = self.server_hub.faults.unstated
+        siblings = [
+            {"rfilename": path} if path in unstated else _sibling(path, content)
+            for path, content in sorted(repo.files.items())
+        ]
         document = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings}
         text = self.server_hub.faults.listing or json.dumps(document).encode()
         self._answer(200, text, {"Content-Type": "application/json"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from edgevlm.adapters.catalog import packs
@@ -61,8 +62,9 @@ def _hub_plan(name: str, hub: HubId) -> Plan:
     found = {path: listing.files[path].size or 0 for path in _FILES if path in listing.files}
     _require(found, _PICKLE in listing.files, str(hub))
     files = [
-        PlannedFile(path, HubSource(listing.hub, path), size, listing.files[path])
+        PlannedFile(path, HubSource(listing.hub, path), size, expected)
         for path, size in found.items()
+        for expected in [replace(listing.files[path], most=MAX_BYTES)]
     ]
     return _plan(name, f"hf://{hub}", files, {hub.repo_id: listing.hub.revision})
 

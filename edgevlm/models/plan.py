@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -182,7 +182,13 @@ def _hub_plan(hub: HubId, runtime: str) -> Plan:
 def plan_dict(plan: Plan) -> list[dict[str, object]]:
     """The files of a plan as JSON."""
     return [
-        {"path": f.path, "source": str(f.source), "size": f.size, **asdict(f.expected)}
+        {
+            "path": f.path,
+            "source": str(f.source),
+            "size": f.expected.size,
+            "sha256": f.expected.sha256,
+            "git_sha1": f.expected.git_sha1,
+        }
         for f in plan.files
     ]
 

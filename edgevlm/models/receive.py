@@ -14,13 +14,19 @@ from edgevlm.errors import ModelCorrupt
 _CHUNK = 2**20
 
 
+# Of a model's file whose size nobody has told: more than any device here could hold.
+_LARGEST = 2**36
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a file must turn out to be; None is not known. `git_sha1` is git's blob id."""
+    """What a file must turn out to be; None is not known. `git_sha1` is git's blob id, and
+    `most` what a file of unknown size may come to, in bytes."""
 
     size: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
+    most: int = _LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +83,13 @@ class Receiver:
     def write(self, chunk: bytes) -> None:
         """Append. Raises ModelCorrupt when more comes than was announced, and OSError."""
         assert self._file is not None
-        if self.expected.size is not None and self.size + len(chunk) > self.expected.size:
+        announced = self.expected.size
+        most = self.expected.most if announced is None else announced
+        if self.size + len(chunk) > most:
             self.discard()
+            what = "may have" if announced is None else "should have"
             raise ModelCorrupt(
-                f"{self.path.name} is larger than the {self.expected.size} bytes it should have.",
+                f"{self.path.name} is larger than the {most} bytes it {what}.",
                 hint="Its source may have changed; try again later.",
             )
         self._file.write(chunk)

@@ -9,6 +9,7 @@ from hub_server import HubServer, noise
 from pack_factory import change_manifest, contents, make_pack
 from recorder import Recorder
 
+from edgevlm.adapters import plan
 from edgevlm.adapters.peft import read_peft
 from edgevlm.adapters.store import AdapterStore, InstalledAdapter
 from edgevlm.errors import (
@@ -155,6 +156,18 @@ def test_a_bad_adapter_is_refused_once_it_is_here_and_leaves_nothing(
             adapters.install(REPO)
         assert adapters.resolve(REPO) == old
         assert list((adapters.root / ".staging").iterdir()) == []
+
+
+def test_a_file_that_nobody_states_the_size_of_has_a_limit(
+    published: HubServer, adapters: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.faults.unstated = {WEIGHTS}
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "MAX_BYTES", 20_000)
+        with pytest.raises(AdapterCorrupt, match=f"{WEIGHTS} is larger than the 20000 bytes"):
+            adapters.install(REPO)
+    assert list((adapters.root / ".staging").iterdir()) == []
+    assert adapters.install(REPO).changed
 
 
 def test_a_repository_without_an_adapter_is_not_fetched(
