@@ -1,6 +1,6 @@
 """A Core ML package run operation by operation with numpy, where there is no Core ML.
 
-It stands in for `edgevlm.runtimes.coreml_predict.Package`, whose three methods it has. The
+It stands in for `edgevlm.runtimes.coreml_predict.Package`, whose methods it has. The
 program is read back from the saved package: what it computes is what was written. Every
 operation computes in float32 and rounds to the type that the program declares, as Core ML's
 kernels are free to; kernels, placement and speed only a Mac can show.
@@ -51,6 +51,10 @@ class InterpretedPackage:
             for name, var in self.function.inputs.items()
             if types.is_state(var.sym_type)
         }
+
+    def write_state(self, state: dict[str, Array], name: str, value: Array) -> None:
+        assert (value.dtype, value.shape) == (state[name].dtype, state[name].shape)
+        state[name] = value.copy()
 
     def predict(
         self, inputs: Mapping[str, Array], state: dict[str, Array] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, lengt
 from edgevlm.engine.prompt import BlockEmbeddings
 from edgevlm.errors import NotSupported, RuntimeFailed
 from edgevlm.runtimes import coreml_predict
+from edgevlm.runtimes.coreml_adapter import LORA_STATES, AdapterStates, CoreMLAdapter, States
 from edgevlm.runtimes.coreml_embeddings import EmbeddingTable
 from edgevlm.runtimes.coreml_package import PackageInfo, read_package, refusal, require_role
 
@@ -36,6 +37,7 @@ class CoreMLLanguageModel:
     def __init__(self, files: ModelFiles, options: LoadOptions) -> None:
         info = read_package(require_role(files, "decoder"))
         self.chunk, self.d_model, capacity = _sizes(info)
+        self.adapters = AdapterStates(info, files.name)
         self.context_length = min(capacity, options.context_length or capacity)
         self._table = EmbeddingTable(require_role(files, "embed_tokens"), self.d_model)
         self._package = coreml_predict.Package(info.path, "CPU_AND_GPU", options.cache)
@@ -48,12 +50,10 @@ class CoreMLLanguageModel:
     def new_context(self) -> CoreMLContext:
         return CoreMLContext(self, self._package.new_state())
 
-    def load_adapter(self, lora: Lora) -> NoReturn:
-        """Raises NotSupported: these packages have no inputs for one."""
-        raise NotSupported(
-            f"Core ML can't take the adapter {lora.name}.",
-            hint="Run the model with another runtime, such as mlx: --runtime mlx.",
-        )
+    def load_adapter(self, lora: Lora) -> CoreMLAdapter:
+        """Raises NotSupported, AdapterMismatch; NotSupported also for packages that were
+        converted without states for adapters, or with less rank."""
+        return self.adapters.load(lora)
 
     def close(self) -> None:
         self._package.close()
@@ -68,6 +68,9 @@ class CoreMLLanguageModel:
         outputs = self._package.predict({_EMBEDS: embeddings[None], _MASK: mask}, state)
         # A copy: the array may be a buffer of Core ML's.
         return np.array(outputs[_LOGITS].reshape(-1), np.float32)
+
+    def write_state(self, state: Any, name: str, value: NDArray[np.float16]) -> None:
+        self._package.write_state(state, name, value)
 
     def _rows(self, part: Part) -> NDArray[np.float16]:
         if isinstance(part, BlockEmbeddings):
@@ -98,6 +101,9 @@ class CoreMLContext:
         self.length = 0
         self._model = model
         self._state = state
+        # States that the adapters change, and those that are yet to be written for it.
+        self._adapted: set[str] = set()
+        self._unwritten: States = {}
 
     def extend(self, parts: Sequence[Part], cancel: Cancel) -> Logits:
         """Append ids int64 [n] and embeddings float32 [n, d_model] in the order given.
@@ -106,14 +112,16 @@ class CoreMLContext:
         between chunks. Raises PromptTooLong, NotSupported, Interrupted, RuntimeFailed,
         ValueError for nothing to append; after each of them the context is as it was.
         """
-        if self._state is None:
-            raise RuntimeFailed("The context was closed.", hint="Open a new one.")
+        state = self._open_state()
         total = length_after(parts, self.length, self._model.context_length)
         embeddings = self._model.embed(parts)
+        for name in list(self._unwritten):
+            self._model.write_state(state, name, self._unwritten[name])
+            del self._unwritten[name]
         for start in range(0, len(embeddings), self._model.chunk):
             cancel.check()
             chunk = embeddings[start : start + self._model.chunk]
-            logits = self._model.run(self._state, chunk, self.length + start)
+            logits = self._model.run(state, chunk, self.length + start)
         cancel.check()
         self.length = total
         return logits
@@ -125,10 +133,26 @@ class CoreMLContext:
         self.length = length
 
     def use_adapters(self, adapters: Adapters) -> None:
-        """None, which is what it has; there is none to be had."""
+        """Have every later `extend` add these adapters, and no others.
+
+        The next one brings them into the state, so that a write that fails leaves none half
+        done. Raises AdapterMismatch, NotSupported and RuntimeFailed; the context then is as it
+        was.
+        """
+        self._open_state()
+        states = self._model.adapters.filled(adapters)
+        adapted = set(states)
+        states |= {name: self._model.adapters.empty(name) for name in self._adapted - adapted}
+        self._unwritten |= states
+        self._adapted = adapted
 
     def close(self) -> None:
         self._state = None
+
+    def _open_state(self) -> Any:
+        if self._state is None:
+            raise RuntimeFailed("The context was closed.", hint="Open a new one.")
+        return self._state
 
 
 def causal_mask(length: int, count: int) -> NDArray[np.float16]:
@@ -144,7 +168,7 @@ def _sizes(info: PackageInfo) -> tuple[int, int, int]:
     if set(info.inputs) != {_EMBEDS, _MASK} or _LOGITS not in info.outputs:
         raise refusal(info.path, f"it does not make {_LOGITS} from {_EMBEDS} and {_MASK}")
     embeds, mask = info.inputs[_EMBEDS].shape, info.inputs[_MASK].shape
-    caches = [port.shape for port in info.states.values()]
+    caches = [port.shape for name, port in info.states.items() if name not in LORA_STATES]
     if len(caches) != 2 or any(len(shape) != 5 for shape in caches):
         raise refusal(info.path, "its states are not one cache of keys and one of values")
     if len(embeds) != 3 or len(mask) != 4 or embeds[2][0] != embeds[2][1]:

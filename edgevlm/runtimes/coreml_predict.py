@@ -34,9 +34,17 @@ class Package:
             raise self._failed(error) from error
 
     def new_state(self) -> Any:
-        """A zeroed KV cache. Raises RuntimeFailed."""
+        """All states of the program, of zeros. Raises RuntimeFailed."""
         try:
             return self._model.make_state()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def write_state(self, state: Any, name: str, value: NDArray[np.float16]) -> None:
+        """Replace one of the states. Raises RuntimeFailed."""
+        try:
+            # coremltools takes no float16; Core ML rounds these back without loss.
+            state.write_state(name, value.astype(np.float32))
         except Exception as error:
             raise self._failed(error) from error
 

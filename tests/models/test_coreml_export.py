@@ -3,6 +3,7 @@ and a folder that is the old or the new. The interpreter runs what was saved."""
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from coreml_factory import CoreMLParts
 from coreml_interpreter import InterpretedPackage
+from lora_factory import random_lora
 from recorder import Recorder
 from safetensors.numpy import load_file, save_file
 from smolvlm_factory import Dims, load_reference, make_random_model
@@ -129,6 +131,26 @@ def test_4_bits_compute_what_the_weights_dequantised_do(few_bits: Path, dequanti
     assert ids == expected.argmax(-1).tolist()
 
 
+def test_an_adapter_over_4_bits(few_bits: Path, dequantised: Any) -> None:
+    language = CoreMLParts(few_bits).language
+    lora = random_lora(few_bits, rank=16)
+    context = language.new_context()
+    context.use_adapters({language.load_adapter(lora): 0.5})
+    ids = np.arange(3, 30)
+    found = context.extend([ids], Cancel())
+    merged = copy.deepcopy(dequantised)
+    with torch.no_grad():
+        for name, update in lora.decoder.items():
+            weight = merged.model.text_model.get_submodule(name).weight
+            weight += 0.5 * torch.from_numpy(update.b) @ torch.from_numpy(update.a)
+        base, expected = (
+            each(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].numpy()
+            for each in (dequantised, merged)
+        )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=LOGITS)
+    assert np.abs(expected - base).max() > 10 * LOGITS
+
+
 def test_a_tables_8_bits(source: Path, few_bits: Path) -> None:
     weight = load_file(source / "model.safetensors")[f"{TEXT}embed_tokens.weight"]
     path = few_bits / "coreml" / "embed_tokens.npy"
@@ -144,8 +166,10 @@ def test_files_and_sizes(source: Path, few_bits: Path) -> None:
     assert "model.safetensors" not in names
     assert (few_bits / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     package = InterpretedPackage(few_bits / "coreml" / "decoder.mlpackage")
-    caches = {name: state.shape for name, state in package.new_state().items()}
-    assert caches == dict.fromkeys(("k_cache", "v_cache"), (2, 1, 2, 512, 32))
+    states = {name: state.shape for name, state in package.new_state().items()}
+    assert states["k_cache"] == states["v_cache"] == (2, 1, 2, 512, 32)
+    assert len(states) == 2 + 2 * 7
+    assert (states["lora_a_q_proj"], states["lora_b_q_proj"]) == ((2, 128, 32), (2, 32, 128))
     files = [path for path in (few_bits / "coreml").rglob("*") if path.is_file()]
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files)
 
@@ -235,6 +259,7 @@ def test_a_conversion_that_fails_leaves_what_was_there(
         ({"vision_bits": 4}, "vision can't be written at 4 bits"),
         ({"context_length": 1000}, "can't be 1000 positions long"),
         ({"context_length": 0}, "can't be 0 positions long"),
+        ({"max_rank": -1}, "can't have a rank of -1"),
     ],
 )
 def test_refuses_what_it_can_not_write(

@@ -15,6 +15,7 @@ from coremltools.proto import Model_pb2
 
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import ModelCorrupt, NotSupported
+from edgevlm.runtimes.coreml_adapter import LORA_STATES
 from edgevlm.runtimes.coreml_decoder import CoreMLLanguageModel
 from edgevlm.runtimes.coreml_package import read_package
 from edgevlm.runtimes.coreml_vision import CoreMLVisionEncoder
@@ -37,7 +38,9 @@ def test_a_sound_package(package: Path) -> None:
     assert info.inputs["causal_mask"].shape == ((1, 1), (1, 1), (1, 256), (1, 1024))
     assert {port.type for port in (*info.inputs.values(), *info.states.values())} == {"FLOAT16"}
     assert info.outputs["logits"].shape == ((1, 1), (514, 514))
-    assert list(info.states) == ["k_cache", "v_cache"]
+    assert set(info.states) == {"k_cache", "v_cache", *LORA_STATES}
+    assert info.states["lora_a_down_proj"].shape == ((2, 2), (128, 128), (32, 32))
+    assert info.states["lora_b_k_proj"].shape == ((2, 2), (32, 32), (32, 32))
 
 
 def edit_manifest(package: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -202,6 +202,31 @@ def test_without_room_for_the_compiled_form(
     assert (compiler.compiled, compiler.loaded) == (0, [str(package)] * 2)
 
 
+class State:
+    """A state of Core ML's: the bridge to it takes no float16."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, np.ndarray] = {}
+
+    def write_state(self, name: str, value: np.ndarray) -> None:
+        if value.dtype != np.float32:
+            raise RuntimeError("Unsupported array type: f with itemsize = 2")
+        if name != "lora_a_q_proj":
+            raise RuntimeError(f"no state {name}\nat line 5")
+        self.written[name] = value
+
+
+def test_a_state_is_written_without_loss(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Compiler(monkeypatch)
+    loaded, state = Package(package, "CPU_AND_GPU", None), State()
+    value = np.array([[1 / 3, 6e-8, 65504]], np.float16)
+    loaded.write_state(state, "lora_a_q_proj", value)
+    np.testing.assert_array_equal(state.written["lora_a_q_proj"].astype(np.float16), value)
+    with pytest.raises(coreml_predict.RuntimeFailed, match="no state lora_a") as got:
+        loaded.write_state(state, "lora_a", value)
+    assert "\n" not in got.value.message
+
+
 def test_what_core_ml_says_is_one_line(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Compiler(monkeypatch)
     loaded = Package(package, "CPU_AND_GPU", None)

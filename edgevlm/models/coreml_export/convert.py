@@ -56,7 +56,7 @@ def convert_vision(encoder: VisionEncoder, config: VisionConfig) -> Any:
 
 def convert_decoder(decoder: Decoder) -> Any:
     """`inputs_embeds` fp16 [1, S, D] and `causal_mask` fp16 [1, 1, S, T], with the states
-    `k_cache` and `v_cache`, to `logits` fp16 [1, V] of the last position.
+    `k_cache`, `v_cache` and those of adapters, to `logits` fp16 [1, V] of the last position.
 
     S is 1 to 256, T up to the context length.
     """
@@ -74,8 +74,8 @@ def convert_decoder(decoder: Decoder) -> Any:
         ],
         outputs=[ct.TensorType("logits", dtype=np.float16)],
         states=[
-            ct.StateType(ct.TensorType(shape=tuple(cache.shape), dtype=np.float16), name=name)
-            for name, cache in (("k_cache", decoder.k_cache), ("v_cache", decoder.v_cache))
+            ct.StateType(ct.TensorType(shape=tuple(state.shape), dtype=np.float16), name=name)
+            for name, state in decoder.states().items()
         ],
     )
 

@@ -1,10 +1,13 @@
-"""The Llama decoder of SmolVLM as a torch module whose KV cache is Core ML state.
+"""The Llama decoder of SmolVLM as a torch module whose KV cache and adapters are Core ML state.
 
 Written for conversion: every operation has a Core ML counterpart that works at 16 bits, and
 how many positions are in the cache follows from the shapes of the inputs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,10 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.llama import LlamaShape, rotary_tables
 from edgevlm.models.vlm_config import ModelConfig
+from edgevlm.runtimes.coreml_adapter import NAMES
+
+# `a` [in_features, rank] and `b` [rank, out_features] by the names of a layer's linear modules.
+Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 PREFIX = "model.text_model"
 HEAD = "lm_head.weight"
@@ -51,20 +58,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, shape.n_kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(shape.n_heads * head_dim, size, bias=bias)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, cos: Tensor, sin: Tensor, updates: Updates
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[1, S, D] to queries [1, heads, S, hd], keys and values [1, kv, S, hd]."""
         head_dim = self._shape.head_dim
         q, k, v = (
-            proj(x).view(1, -1, heads, head_dim).transpose(1, 2)
-            for proj, heads in (
-                (self.q_proj, self._shape.n_heads),
-                (self.k_proj, self._shape.n_kv_heads),
-                (self.v_proj, self._shape.n_kv_heads),
+            adapted(self, name, x, updates).view(1, -1, heads, head_dim).transpose(1, 2)
+            for name, heads in (
+                ("q_proj", self._shape.n_heads),
+                ("k_proj", self._shape.n_kv_heads),
+                ("v_proj", self._shape.n_kv_heads),
             )
         )
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, updates: Updates) -> Tensor:
         """Queries [1, heads, S, hd] on keys and values [1, kv, T, hd]: [1, S, D].
 
         The heads that share a key are a batch dimension of their own, so that no key is
@@ -76,8 +85,9 @@ class Attention(nn.Module):
         scores = q @ k.transpose(0, 1).transpose(2, 3) + mask
         mixed = scores.softmax(-1) @ v.transpose(0, 1)
         heads = mixed.reshape(1, shape.n_heads, -1, shape.head_dim).transpose(1, 2)
-        out: Tensor = self.o_proj(heads.reshape(1, -1, shape.n_heads * shape.head_dim))
-        return out
+        return adapted(
+            self, "o_proj", heads.reshape(1, -1, shape.n_heads * shape.head_dim), updates
+        )
 
 
 class MLP(nn.Module):
@@ -87,9 +97,9 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+    def forward(self, x: Tensor, updates: Updates) -> Tensor:
+        gate, up = (adapted(self, name, x, updates) for name in ("gate_proj", "up_proj"))
+        return adapted(self, "down_proj", F.silu(gate) * up, updates)
 
 
 class Layer(nn.Module):
@@ -106,7 +116,8 @@ class Decoder(nn.Module):
     with the S new ones, to logits [1, V] of the last position.
 
     The mask is added to the scores. Keys and values lie in two buffers
-    [layers, 1, kv, context_length, hd] that become Core ML states.
+    [layers, 1, kv, context_length, hd] that become Core ML states, as do the updates of
+    adapters unless `max_rank` is 0 (`edgevlm.runtimes.coreml_adapter` says how they lie).
     """
 
     k_cache: Tensor
@@ -115,7 +126,12 @@ class Decoder(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, shape: LlamaShape, context_length: int, attention_bias: bool, mlp_bias: bool
+        self,
+        shape: LlamaShape,
+        context_length: int,
+        max_rank: int,
+        attention_bias: bool,
+        mlp_bias: bool,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -129,6 +145,17 @@ class Decoder(nn.Module):
         cache = (shape.n_layers, 1, shape.n_kv_heads, context_length, shape.head_dim)
         self.register_buffer("k_cache", torch.zeros(cache))
         self.register_buffer("v_cache", torch.zeros(cache))
+        self._adapted = NAMES if max_rank else {}
+        for kind, (a, b) in self._adapted.items():
+            linear = self.layers[0].get_submodule(kind)
+            assert isinstance(linear, nn.Linear)
+            self.register_buffer(a, torch.zeros(shape.n_layers, linear.in_features, max_rank))
+            self.register_buffer(b, torch.zeros(shape.n_layers, max_rank, linear.out_features))
+
+    def states(self) -> dict[str, Tensor]:
+        """The buffers that become states."""
+        names = ["k_cache", "v_cache", *(name for pair in self._adapted.values() for name in pair)]
+        return {name: self.get_buffer(name) for name in names}
 
     def forward(self, inputs_embeds: Tensor, causal_mask: Tensor) -> Tensor:
         end = causal_mask.shape[-1]
@@ -137,14 +164,30 @@ class Decoder(nn.Module):
         x = inputs_embeds
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            updates = self._updates(index)
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin, updates)
             self.k_cache[index, :, :, begin:end] = k
             self.v_cache[index, :, :, begin:end] = v
             k, v = self.k_cache[index, :, :, :end], self.v_cache[index, :, :, :end]
-            x = x + layer.self_attn.attend(q, k, v, causal_mask)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x + layer.self_attn.attend(q, k, v, causal_mask, updates)
+            x = x + layer.mlp(layer.post_attention_layernorm(x), updates)
         logits: Tensor = self.lm_head(self.norm(x[:, -1]))
         return logits
+
+    def _updates(self, layer: int) -> Updates:
+        return {
+            kind.rpartition(".")[2]: (self.get_buffer(a)[layer], self.get_buffer(b)[layer])
+            for kind, (a, b) in self._adapted.items()
+        }
+
+
+def adapted(block: nn.Module, name: str, x: Tensor, updates: Updates) -> Tensor:
+    """The linear module of a block, and its update: [1, S, in_features] to [1, S, out_features]."""
+    y: Tensor = block.get_submodule(name)(x)
+    if name not in updates:
+        return y
+    a, b = updates[name]
+    return y + x @ a @ b
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -153,12 +196,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-def load_decoder(checkpoint: Checkpoint, config: ModelConfig, context_length: int) -> Decoder:
+def load_decoder(
+    checkpoint: Checkpoint, config: ModelConfig, context_length: int, max_rank: int = 0
+) -> Decoder:
     """The decoder with a checkpoint's weights, float32. Raises ModelCorrupt."""
     first = f"{PREFIX}.layers.0"
     decoder = Decoder(
         config.text,
         context_length,
+        max_rank,
         attention_bias=f"{first}.self_attn.q_proj.bias" in checkpoint,
         mlp_bias=f"{first}.mlp.gate_proj.bias" in checkpoint,
     )

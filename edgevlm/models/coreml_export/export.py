@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from edgevlm.errors import ModelCorrupt, NotSupported, UsageError
 from edgevlm.models.checkpoint import Checkpoint
@@ -24,6 +25,13 @@ _FOLDER = "coreml"
 _NEEDED = ("torch", "coremltools")
 
 
+class _Settings(NamedTuple):
+    bits: int
+    vision_bits: int
+    context_length: int
+    max_rank: int
+
+
 def export_coreml(
     source: Path,
     target: Path,
@@ -31,6 +39,7 @@ def export_coreml(
     bits: int = 4,
     vision_bits: int = 16,
     context_length: int = 2048,
+    max_rank: int = 32,
     progress: Progress | None = None,
 ) -> None:
     """Write `target/coreml/{vision_encoder,decoder}.mlpackage` and `embed_tokens.npy`, and
@@ -39,10 +48,12 @@ def export_coreml(
     The folder `coreml` appears, or replaces an older one, when it is whole. `bits` 16, 8
     or 4 are those of the decoder; the token embeddings, and the output head, have at least
     8. The KV cache is as long as `context_length`, a multiple of 32, or as the model's own
-    limit where that is less. Raises ModelCorrupt, NoSpace, UsageError, and NotSupported for other
-    families and where torch or coremltools is missing.
+    limit where that is less. Adapters used together have room for `max_rank` in all, which is
+    read for every token whether they fill it or not; with 0 the decoder takes none. Raises
+    ModelCorrupt, NoSpace, UsageError, and NotSupported for other families and where torch or
+    coremltools is missing.
     """
-    _check_arguments(bits, vision_bits, context_length)
+    _check_arguments(bits, vision_bits, context_length, max_rank)
     _check_installed()
     config = read_config(source)
     context_length = min(context_length, config.text.max_length // _CONTEXT_STEP * _CONTEXT_STEP)
@@ -50,7 +61,8 @@ def export_coreml(
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         with _replacing(target / _FOLDER) as staging:
-            _write(source, staging, config, bits, vision_bits, context_length, progress or Silent())
+            settings = _Settings(bits, vision_bits, context_length, max_rank)
+            _write(source, staging, config, settings, progress or Silent())
             if not target.samefile(source):
                 for name in configuration([path.name for path in source.iterdir()]):
                     shutil.copyfile(source / name, target / name)
@@ -60,9 +72,7 @@ def _write(
     source: Path,
     folder: Path,
     config: ModelConfig,
-    bits: int,
-    vision_bits: int,
-    context_length: int,
+    settings: _Settings,
     progress: Progress,
 ) -> None:
     from edgevlm.models.coreml_export import convert
@@ -70,6 +80,7 @@ def _write(
     from edgevlm.models.coreml_export.embeddings import save_embeddings
     from edgevlm.models.coreml_export.vision import load_vision
 
+    bits, vision_bits, context_length, max_rank = settings
     checkpoint = Checkpoint(source)
     save_embeddings(checkpoint, config.text, folder / "embed_tokens.npy", max(bits, 8))
     with convert.quietly():
@@ -81,7 +92,8 @@ def _write(
         convert.save(program, folder / "vision_encoder.mlpackage")
         del encoder, program
         progress.note("Converting the decoder for Core ML")
-        program = convert.convert_decoder(load_decoder(checkpoint, config, context_length))
+        decoder = load_decoder(checkpoint, config, context_length, max_rank)
+        program = convert.convert_decoder(decoder)
         if bits < 16:
             progress.note(f"Rounding the decoder's weights to {bits} bits")
             program = convert.quantize(program, bits)
@@ -113,7 +125,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_arguments(bits: int, vision_bits: int, context_length: int) -> None:
+def _check_arguments(bits: int, vision_bits: int, context_length: int, max_rank: int) -> None:
     for part, asked, known in (("decoder", bits, BITS), ("vision", vision_bits, VISION_BITS)):
         if asked not in known:
             raise UsageError(f"A {part} can't be written at {asked} bits: choose from {known}.")
@@ -122,6 +134,8 @@ def _check_arguments(bits: int, vision_bits: int, context_length: int) -> None:
             f"A Core ML context can't be {context_length} positions long.",
             hint=f"Ask for a multiple of {_CONTEXT_STEP}.",
         )
+    if max_rank < 0:
+        raise UsageError(f"Adapters can't have a rank of {max_rank}.", hint="Ask for 0 or more.")
 
 
 def _check_installed() -> None:
