@@ -37,6 +37,12 @@ def vision_module(name: str) -> str | None:
     return f"vision_model.{match['own']}" if match["tower"] else match["own"]
 
 
+def layer_of(module: str) -> str:
+    """What the names of the modules of one layer begin with, or of those beside the layers."""
+    numbered = re.match(r".*?\.\d+\.", module)
+    return numbered[0] if numbered else module.partition(".")[0]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRank:
     """`a` [rank, in_features] and `b` [out_features, rank], float32, finite."""

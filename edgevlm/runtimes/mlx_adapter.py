@@ -8,7 +8,6 @@ written to. Call this on the MLX thread.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from edgevlm.engine.adapter import (
     Adapters,
     Lora,
     LowRank,
+    layer_of,
     vision_module,
 )
 from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
@@ -96,7 +96,7 @@ class AdaptableModules:
         build: Callable[[], object],
     ) -> None:
         self._model = model
-        self._layers = set(map(_layer, places))
+        self._layers = set(map(layer_of, places))
         self._linears: dict[str, Linear] = {}
         noting = [(place, self._noting(name, place)) for name, place in places.items()]
         try:
@@ -151,7 +151,7 @@ class AdaptableModules:
     def _find(self, lora: Lora, name: str) -> Linear:
         if name in self._linears:
             return self._linears[name]
-        if _layer(name) in self._layers:
+        if layer_of(name) in self._layers:
             raise NotSupported(
                 f"The adapter {lora.name} changes {name}, which {self._model} has no module of"
                 " its own for on MLX.",
@@ -210,12 +210,6 @@ def _linear_places(prefix: str, parent: Any) -> Iterator[tuple[str, Place]]:
             yield f"{prefix}{key}", Place(parent, key, child)
         elif isinstance(child, (dict, list)):
             yield from _linear_places(f"{prefix}{key}.", child)
-
-
-def _layer(module: str) -> str:
-    """What the modules of one layer have in common, or those beside the layers."""
-    numbered = re.match(r".*?\.\d+\.", module)
-    return numbered[0] if numbered else module.partition(".")[0]
 
 
 def _matrices(update: LowRank, dtype: mx.Dtype) -> Matrices:

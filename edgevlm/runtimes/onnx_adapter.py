@@ -1,6 +1,6 @@
-"""Adapters for a decoder graph that takes updates of low rank as inputs.
+"""Adapters for a graph that takes updates of low rank as inputs.
 
-For a product `y = x W` it has `lora.layers.{i}.{name}.a` [in_features, rank] and `.b` [rank,
+For a product `y = x W` it has `lora.{module}.a` [in_features, rank] and `.b` [rank,
 out_features], adds `(x a) b`, and has rank 0 where they are left out. Products that are computed
 as one share a pair: their `a` lie side by side, and `b` is zero outside of each one's own block.
 Several adapters lie along the rank in the same way, their scales multiplied into `b`.
@@ -9,46 +9,35 @@ Several adapters lie along the rank in the same way, their scales multiplied int
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.engine.adapter import (
-    ATTENTION,
-    FEED_FORWARD,
-    Adapters,
-    LoadedAdapter,
-    Lora,
-    LowRank,
-)
+from edgevlm.engine.adapter import Adapters, LoadedAdapter, Lora, LowRank, layer_of
 from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
-from edgevlm.runtimes.onnx_layout import CacheLayout
 from edgevlm.runtimes.onnx_rewrite import EXPORT_AGAIN
 from edgevlm.runtimes.onnx_session import Array, OrtValue, Port, Session, refusal, to_ort
 
-_INPUT = re.compile(r"lora\.layers\.(\d+)\.((?:self_attn|mlp)\.\w+_proj)\.a")
-_MODULE = re.compile(r"layers\.(\d+)\.(.+)")
 _ALIGNMENT = 64
-_PACKED = {"self_attn.qkv_proj": ATTENTION[:3], "mlp.gate_up_proj": FEED_FORWARD[:2]}
 
 
 class OnnxAdapter:
     """A `LoadedAdapter`: the matrices as they came, which cost no memory beside themselves.
 
-    `inputs` are those of the model that has loaded it; `updates`, by modules, are None once it
-    is closed. Scaled beyond `largest_scale` they have numbers that the inputs can't.
+    `inputs` are those of the graph that it was loaded for; `updates`, by modules, are None once
+    it is closed. Scaled beyond `largest_scale` they have numbers that the inputs can't.
     """
 
-    def __init__(self, lora: Lora, inputs: AdapterInputs) -> None:
+    def __init__(self, lora: Lora, updates: Mapping[str, LowRank], inputs: AdapterInputs) -> None:
         self.name, self.digest = lora.name, lora.digest
         self.inputs = inputs
-        self.updates: Mapping[str, LowRank] | None = lora.decoder
-        self.largest_scale = inputs.largest_scale(lora)
+        self.updates: Mapping[str, LowRank] | None = updates
+        self.largest_scale = inputs.largest_scale(updates)
 
     def close(self) -> None:
         """Let go of the matrices; what a context uses of them it keeps."""
@@ -56,7 +45,7 @@ class OnnxAdapter:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Pair:
+class Pair:
     """Two inputs, and the modules that they serve with the output features of each."""
 
     a: Port
@@ -82,21 +71,17 @@ class _Pair:
 
 
 class AdapterInputs:
-    """The pairs of inputs of a decoder graph. Raises ModelCorrupt for what is no pair."""
+    """The pairs of inputs of the graph at `path`, whose layers have modules of these `kinds`."""
 
-    def __init__(self, decoder: Session, layout: CacheLayout) -> None:
-        self._path = decoder.path
-        self._n_layers = len(layout.sizes) // 2
-        self._pairs = tuple(
-            _pair(decoder, port, int(match[1]), match[2], layout)
-            for name, port in decoder.optional.items()
-            if (match := _INPUT.fullmatch(name)) and int(match[1]) < self._n_layers
-        )
-        self._of_module = {module: pair for pair in self._pairs for module in pair.modules}
+    def __init__(self, path: Path, pairs: Sequence[Pair], kinds: Collection[str]) -> None:
+        self._path, self._pairs, self._kinds = path, pairs, kinds
+        self._of_module = {module: pair for pair in pairs for module in pair.modules}
+        self._layers = set(map(layer_of, self._of_module))
 
-    def check(self, lora: Lora, model: str) -> None:
-        """Raises NotSupported, AdapterMismatch; either names adapter and model."""
-        for module, update in lora.decoder.items():
+    def load(self, lora: Lora, updates: Mapping[str, LowRank], model: str) -> OnnxAdapter:
+        """Take these updates of `lora`. Raises NotSupported, AdapterMismatch; either names
+        adapter and model."""
+        for module, update in updates.items():
             pair = self._of_module.get(module)
             if pair is None:
                 raise self._no_place(lora, module, model)
@@ -109,14 +94,15 @@ class AdapterInputs:
                     f" features; that of {model} goes from {taken[0]} to {taken[1]}.",
                     hint="Use it with the model that it was made for.",
                 )
+        return OnnxAdapter(lora, updates, self)
 
-    def largest_scale(self, lora: Lora) -> float:
+    def largest_scale(self, updates: Mapping[str, LowRank]) -> float:
         """What its `b` may be multiplied by before they overflow: soon where inputs are float16.
 
-        0 where an `a` overflows as it is. The adapter is one that was checked.
+        0 where an `a` overflows as it is. The updates are checked.
         """
         scale = math.inf
-        for module, update in lora.decoder.items():
+        for module, update in updates.items():
             most = float(np.finfo(self._of_module[module].a.dtype).max)
             if _largest(update.a) > most:
                 return 0.0
@@ -159,9 +145,8 @@ class AdapterInputs:
         return adapter.updates
 
     def _no_place(self, lora: Lora, module: str, model: str) -> AdapterMismatch | NotSupported:
-        match = _MODULE.fullmatch(module)
-        known = match is not None and match[2] in (*ATTENTION, *FEED_FORWARD)
-        if match is not None and known and int(match[1]) < self._n_layers:
+        layer = layer_of(module)
+        if layer in self._layers and module.removeprefix(layer) in self._kinds:
             return NotSupported(
                 f"The adapter {lora.name} changes {module}, for which {self._path.name} of {model}"
                 " has no inputs.",
@@ -177,31 +162,29 @@ def _largest(matrix: NDArray[np.float32]) -> float:
     return max(float(matrix.max()), -float(matrix.min()))
 
 
-def _pair(decoder: Session, a: Port, layer: int, name: str, layout: CacheLayout) -> _Pair:
-    b = decoder.optional.get(f"{a.name.removesuffix('a')}b")
+def find_pair(session: Session, a: Port, split: Callable[[int], Mapping[str, int]]) -> Pair:
+    """The input `a` with the one that belongs to it. `split` says, for their output features,
+    which modules share them and how many each has. Raises ModelCorrupt for what is no pair."""
+    b = session.optional.get(f"{a.name.removesuffix('a')}b")
     if b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.dtype != b.dtype:
-        raise refusal(decoder.path, f"{a.name} has no second half")
+        raise refusal(session.path, f"{a.name} has no second half")
     (in_features, _), (_, out_features) = a.shape, b.shape
     if in_features is None or out_features is None:
-        raise refusal(decoder.path, f"{a.name} is of shape {a.shape}")
-    parts = _PACKED.get(name, (name,))
-    if name == "self_attn.qkv_proj":
-        heads, width = layout.sizes[2 * layer]
-        widths = [out_features - 2 * heads * width, heads * width, heads * width]
-    else:
-        widths = [out_features // len(parts)] * len(parts)
-    if min(widths) < 1 or sum(widths) != out_features:
-        raise refusal(decoder.path, f"{b.name} is of shape {b.shape}")
-    ends = np.cumsum(widths).tolist()
-    columns = [slice(end - size, end) for end, size in zip(ends, widths, strict=True)]
-    modules = [f"layers.{layer}.{part}" for part in parts]
-    return _Pair(a, b, dict(zip(modules, columns, strict=True)), in_features, out_features)
+        raise refusal(session.path, f"{a.name} is of shape {a.shape}")
+    widths = split(out_features)
+    if min(widths.values()) < 1 or sum(widths.values()) != out_features:
+        raise refusal(session.path, f"{b.name} is of shape {b.shape}")
+    modules, end = {}, 0
+    for module, width in widths.items():
+        modules[module] = slice(end, end + width)
+        end += width
+    return Pair(a, b, modules, in_features, out_features)
 
 
 class _Block(NamedTuple):
     """One adapter's update of the output features `columns` of a pair."""
 
-    pair: _Pair
+    pair: Pair
     columns: slice
     update: LowRank
     scale: float

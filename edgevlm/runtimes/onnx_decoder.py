@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from threading import Lock
 
 import numpy as np
 
@@ -11,8 +10,9 @@ from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, Logits, ModelFiles, Part, length_after
 from edgevlm.engine.prompt import BlockEmbeddings
-from edgevlm.errors import ModelCorrupt, NotSupported, RuntimeFailed
-from edgevlm.runtimes.onnx_adapter import AdapterInputs, AdapterRoom, OnnxAdapter
+from edgevlm.errors import NotSupported, RuntimeFailed
+from edgevlm.runtimes.onnx_adaptable import AdaptableGraph, decoder_inputs
+from edgevlm.runtimes.onnx_adapter import AdapterRoom, OnnxAdapter
 from edgevlm.runtimes.onnx_kv import ChainedCache, KvCache, SharedCache
 from edgevlm.runtimes.onnx_layout import (
     cache_layout,
@@ -20,7 +20,7 @@ from edgevlm.runtimes.onnx_layout import (
     context_length,
     shared_buffer_label,
 )
-from edgevlm.runtimes.onnx_rewrite import EXPORT_AGAIN, graph_with_adapter_inputs
+from edgevlm.runtimes.onnx_names import decoder_product
 from edgevlm.runtimes.onnx_session import Array, OrtValue, Session, refusal, require_role
 
 # Positions of a prompt run at once: they bound the memory of activations and logits.
@@ -40,11 +40,14 @@ class OnnxLanguageModel:
         self._embed_tokens = Session(require_role(files, "embed_tokens"), threads=1)
         self._decoder = Session(require_role(files, "decoder"), threads=options.threads)
         check_ports(self._embed_tokens, self._decoder)
-        self._layout = cache_layout(self._decoder)
-        self._name = files.name
-        self._threads = options.threads
-        self._adapted: tuple[Session, AdapterInputs] | None = None
-        self._lock = Lock()
+        self._layout = layout = cache_layout(self._decoder)
+        self._graph = AdaptableGraph(
+            files.name,
+            self._decoder,
+            options.threads,
+            decoder_product,
+            lambda decoder: decoder_inputs(decoder, layout),
+        )
         self.context_length = context_length(files, options)
         mask = self._decoder.inputs["attention_mask"]
         self._ones = np.ones((1, self.context_length), mask.dtype)
@@ -54,37 +57,21 @@ class OnnxLanguageModel:
         return OnnxContext(self, self._new_cache())
 
     def load_adapter(self, lora: Lora) -> OnnxAdapter:
-        """Keep an adapter's matrices for contexts to add.
+        """Keep an adapter's matrices for contexts to add (`AdaptableGraph`).
 
-        A graph without inputs for them is loaded a second time, with such inputs, for the first
-        adapter (`onnx_rewrite`): contexts that add one run that, the others the graph as it
-        came. Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit, RuntimeFailed.
+        Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit, RuntimeFailed.
         """
-        if lora.vision:
-            raise NotSupported(
-                f"The adapter {lora.name} changes the vision tower, which ONNX Runtime can't.",
-                hint="Use one for the text model alone.",
-            )
-        _, inputs = self._with_inputs()
-        inputs.check(lora, self._name)
-        return OnnxAdapter(lora, inputs)
+        return self._graph.load(lora, lora.decoder)
 
     def adding(
         self, adapters: Adapters, room: AdapterRoom
     ) -> tuple[Session, Mapping[str, OrtValue]]:
         """What runs with these adapters, and what it is fed for them."""
-        used = {adapter: scale for adapter, scale in adapters.items() if scale}
-        if not used:
-            return self._decoder, {}
-        session, inputs = self._with_inputs()
-        return session, inputs.put(used, room)
+        return self._graph.adding(adapters, room)
 
     def close(self) -> None:
-        with self._lock:
-            self._embed_tokens.close()
-            self._decoder.close()
-            if self._adapted is not None:
-                self._adapted[0].close()
+        self._embed_tokens.close()
+        self._graph.close()
 
     def embed(self, parts: Sequence[Part]) -> Array:
         """Look ids up and join all parts: [n, d_model] in the float type of the decoder."""
@@ -120,26 +107,6 @@ class OnnxLanguageModel:
         (port,) = self._embed_tokens.inputs.values()
         rows = self._embed_tokens.call({port.name: ids[None].astype(port.dtype, copy=False)})
         return rows.reshape(len(ids), -1)
-
-    def _with_inputs(self) -> tuple[Session, AdapterInputs]:
-        with self._lock:
-            self._decoder.opened()
-            if self._adapted is None:
-                decoder = self._decoder
-                if not decoder.optional:
-                    decoder = self._load_with_inputs()
-                self._adapted = decoder, AdapterInputs(decoder, self._layout)
-            return self._adapted
-
-    def _load_with_inputs(self) -> Session:
-        path = self._decoder.path
-        graph = graph_with_adapter_inputs(path)
-        try:
-            return Session(path, self._threads, graph)
-        except ModelCorrupt as error:  # sound before, so it is our change that it can't take
-            raise NotSupported(
-                f"{path.name} takes no adapters, and can't be changed to.", hint=EXPORT_AGAIN
-            ) from error
 
     def _new_cache(self) -> KvCache:
         if self.in_place:

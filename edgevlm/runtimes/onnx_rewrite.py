@@ -1,19 +1,20 @@
-"""Inputs for adapters (`onnx_adapter`) in a decoder graph that was exported without.
+"""Inputs for adapters (`onnx_adapter`) in a graph that was exported without.
 
-Every product that bears the name of a decoder's module gets its update behind it: the product's
-output is renamed, and what it was called is the sum. The rest of the graph stays as it is, and
-its weights where they are: those inside the file are referred to as lying outside, in that file.
+Every product that bears the name of a module (`onnx_names`) gets its update behind it: the
+product's output is renamed, and what it was called is the sum. The rest of the graph stays as it
+is, and its weights where they are: those inside the file are referred to as lying outside, in
+that file.
 """
 
 from __future__ import annotations
 
 import mmap
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.errors import NotSupported
+from edgevlm.runtimes.onnx_names import Naming
 from edgevlm.runtimes.onnx_proto import Data, Field, content, fields, header, integer, integers
 
 EXPORT_AGAIN = "Export the model again (edgevlm model convert), or use another runtime."
@@ -29,18 +30,8 @@ _FLOATS = (1, 10)  # float32 and float16
 # Smaller ones are sizes and axes, which shape inference wants to read.
 _LEAST_OUTSIDE = 4096
 
-# Exports name their products after the modules of transformers, onnxruntime-genai's builder
-# calls `self_attn` `attn`; weights of either may carry the name instead.
-_NAME = re.compile(
-    r"layers[./](\d+)[./](?:self_attn|attn|mlp)[./](q|k|v|o|qkv|gate|up|down|gate_up)_proj"
-    r"(?:[./]MatMul\w*)?(?:[./]q?weight\w*)?$"
-)
-# EdgeVLM's own exports, before they had such inputs, and the built-in model.
-_OWN_NAME = re.compile(r"layers\.(\d+)\.(qkv|o|gate_up|down)\.(?:weight|(?:weight\.)?levels)$")
-_FEED_FORWARD = ("gate", "up", "down", "gate_up")
 
-
-def graph_with_adapter_inputs(path: Path) -> bytes:
+def graph_with_adapter_inputs(path: Path, naming: Naming) -> bytes:
     """The ONNX model at `path` with inputs for adapters, its weights still there.
 
     Raises NotSupported where no product has a name that is known, or two have the same, and
@@ -48,7 +39,7 @@ def graph_with_adapter_inputs(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _rewritten(data, len(data), path.name)
+            return _rewritten(data, len(data), path.name, naming)
     except (ValueError, RecursionError, OSError) as error:
         raise NotSupported(
             f"{path.name} takes no adapters, and can't be changed to: {error}.",
@@ -88,26 +79,25 @@ class _Product:
     type: int
 
 
-def _rewritten(data: Data, size: int, file_name: str) -> bytes:
+def _rewritten(data: Data, size: int, file_name: str, naming: Naming) -> bytes:
     pieces = []
     for part in fields(data, 0, size):
         if part.number == _MODEL_GRAPH:
-            graph = _rewritten_graph(data, part, file_name)
+            graph = _rewritten_graph(data, part, file_name, naming)
             pieces += [header(_MODEL_GRAPH, sum(map(len, graph))), *graph]
         else:
             pieces.append(data[part.start : part.end])
     return b"".join(pieces)
 
 
-def _rewritten_graph(data: Data, graph: Field, file_name: str) -> list[bytes]:
+def _rewritten_graph(data: Data, graph: Field, file_name: str, naming: Naming) -> list[bytes]:
     parts = list(fields(data, graph.begin, graph.end))
     nodes = [_node(data, part) for part in parts if part.number == _GRAPH_NODE]
     tensors = {
         part.start: _tensor(data, part) for part in parts if part.number == _GRAPH_INITIALIZER
     }
-    products = {
-        product.node.field.start: product for product in _Products(nodes, tensors.values()).named()
-    }
+    named = _Products(nodes, tensors.values()).named(naming)
+    products = {product.node.field.start: product for product in named}
     pieces = []
     for part in parts:
         if part.start in products:
@@ -129,11 +119,11 @@ class _Products:
         self._tensors = {tensor.names[0]: tensor for tensor in tensors}
         self._makers = {output: node for node in nodes for output in node.outputs}
 
-    def named(self) -> list[_Product]:
+    def named(self, naming: Naming) -> list[_Product]:
         """Raises ValueError for none, and for two of a name."""
         found: dict[str, _Product] = {}
         for node in self._nodes:
-            product = self._product(node)
+            product = self._product(node, naming)
             if product is not None:
                 if product.module in found:
                     raise ValueError(f"it has two products for {product.module}")
@@ -142,7 +132,7 @@ class _Products:
             raise ValueError("it names no layers that are known")
         return list(found.values())
 
-    def _product(self, node: _Node) -> _Product | None:
+    def _product(self, node: _Node, naming: Naming) -> _Product | None:
         if node.op == "MatMul" and len(node.inputs) == 2:
             x, weight = node.inputs[0], self._weight(node.inputs[1])
         elif node.op in ("MatMulNBits", "MatMulBnb4") and len(node.inputs) > 2:
@@ -153,7 +143,7 @@ class _Products:
             return None
         if weight is None or len(weight.dims) != 2 or weight.type not in _FLOATS:
             return None
-        module = _module((node.name, *weight.names))
+        module = next(filter(None, map(naming, (node.name, *weight.names))), None)
         return None if module is None else _Product(node, module, x, *weight.dims, weight.type)
 
     def _packed(self, node: _Node) -> _Tensor | None:
@@ -194,15 +184,6 @@ class _Products:
             scales = self._tensors.get(maker.inputs[1])
             type_ = scales.type if scales else 0
         return _Tensor(source.names, dims, type_)
-
-
-def _module(names: Sequence[str]) -> str | None:
-    for name in names:
-        match = _NAME.search(name) or _OWN_NAME.match(name)
-        if match is not None:
-            kind = "mlp" if match[2] in _FEED_FORWARD else "self_attn"
-            return f"layers.{match[1]}.{kind}.{match[2]}_proj"
-    return None
 
 
 def _with_update(data: Data, product: _Product) -> list[bytes]:

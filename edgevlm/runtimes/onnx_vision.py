@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Embeddings, LoadOptions, ModelFiles
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import NotSupported
+from edgevlm.runtimes.onnx_adaptable import AdaptableGraph, vision_inputs
+from edgevlm.runtimes.onnx_adapter import AdapterRoom, OnnxAdapter
+from edgevlm.runtimes.onnx_names import vision_product
 from edgevlm.runtimes.onnx_session import (
     Array,
+    OrtValue,
     Session,
     as_array,
     refusal,
@@ -46,6 +53,9 @@ class OnnxVisionEncoder:
         if self._pixels.dtype.kind != "f" or len(self._pixels.shape) not in (4, 5):
             raise refusal(path, f"{_PIXELS} is {self._pixels.dtype} {self._pixels.shape}")
         self._batched = len(self._pixels.shape) == 5
+        self._graph = AdaptableGraph(
+            files.name, self._session, options.threads, vision_product, vision_inputs
+        )
 
     def encode(self, image: ImageInput, cancel: Cancel) -> Embeddings:
         """Return float32 [image.n_tokens, d_model].
@@ -53,10 +63,27 @@ class OnnxVisionEncoder:
         Raises Interrupted, RuntimeFailed; NotSupported where the picture is padded and
         the graph takes no mask; ModelCorrupt where sizes or counts don't match.
         """
+        return self.encode_with(image, {}, cancel)
+
+    def load_adapter(self, lora: Lora) -> OnnxAdapter:
+        """Keep an adapter's matrices for pictures (`AdaptableGraph`).
+
+        Raises NotSupported, AdapterMismatch; ModelCorrupt, DoesNotFit, RuntimeFailed.
+        """
+        return self._graph.load(lora, lora.vision)
+
+    def encode_with(self, image: ImageInput, adapters: Adapters, cancel: Cancel) -> Embeddings:
+        """`encode`, with these adapters of this encoder. Raises AdapterMismatch for others,
+        RuntimeFailed for closed ones and NotSupported for numbers beyond a graph's float16,
+        beside what that does."""
         self._check_size(image)
+        session, updates = self._graph.adding(adapters, AdapterRoom())
         step = self._pixels.shape[-4] or _TILES_AT_ONCE
         starts = range(0, len(image.pixel_values), step)
-        rows = [self._encode_tiles(image, slice(start, start + step), cancel) for start in starts]
+        rows = [
+            self._encode_tiles(session, updates, image, slice(start, start + step), cancel)
+            for start in starts
+        ]
         features = np.concatenate(rows, dtype=np.float32, casting="same_kind")
         if len(features) != image.n_tokens:
             raise refusal(
@@ -66,9 +93,16 @@ class OnnxVisionEncoder:
         return features
 
     def close(self) -> None:
-        self._session.close()
+        self._graph.close()
 
-    def _encode_tiles(self, image: ImageInput, tiles: slice, cancel: Cancel) -> Array:
+    def _encode_tiles(
+        self,
+        session: Session,
+        updates: Mapping[str, OrtValue],
+        image: ImageInput,
+        tiles: slice,
+        cancel: Cancel,
+    ) -> Array:
         pixels = image.pixel_values[tiles].astype(self._pixels.dtype, copy=False)
         feeds = {_PIXELS: pixels}
         if _MASK in self._session.inputs:
@@ -78,7 +112,7 @@ class OnnxVisionEncoder:
         }
         # Of those 539 MB, 210 are activations that would be held until the next picture.
         last = tiles.stop >= len(image.pixel_values)
-        (features,) = self._session.run([_FEATURES], values, cancel, release=last)
+        (features,) = session.run([_FEATURES], {**values, **updates}, cancel, release=last)
         rows = as_array(features)
         return rows.reshape(-1, rows.shape[-1])
 

@@ -18,7 +18,7 @@ from smolvlm_factory import load_reference
 from edgevlm.engine.adapter import Lora, LowRank
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
-from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
+from edgevlm.errors import AdapterMismatch, RuntimeFailed
 from edgevlm.models.llama import LlamaShape
 from edgevlm.models.onnx_export import export_onnx
 from edgevlm.models.onnx_export.quantize import dequantize_blocks, quantize_blocks
@@ -351,14 +351,6 @@ def test_refuses_adapters_of_another_base(
     with pytest.raises(AdapterMismatch, match=message):
         model.load_adapter(changed(mixes["rank 8"][0][0], module, strange))
     np.testing.assert_array_equal(logits(context), expected)
-
-
-def test_refuses_changes_of_the_vision_tower(
-    model: OnnxLanguageModel, smolvlm_source: Path
-) -> None:
-    tower = {"model.vision_model.encoder.layers.0.self_attn.q_proj": (32, 32)}
-    with pytest.raises(NotSupported, match="looks changes the vision tower"):
-        model.load_adapter(random_lora(smolvlm_source, name="looks", extra=tower))
 
 
 def test_refuses_what_is_closed_or_of_another_model(
