@@ -78,11 +78,6 @@ class AdaptableDecoder:
             return LlamaCppAdapter(lora, self._weights.load_adapter(path))
 
     def _tensors(self, lora: Lora) -> Mapping[str, NDArray[Any]]:
-        if lora.vision:
-            raise NotSupported(
-                f"The adapter {lora.name} changes the vision tower, which llama.cpp can't.",
-                hint="Use an adapter of the decoder alone.",
-            )
         tensors: dict[str, NDArray[Any]] = {}
         for module, update in lora.decoder.items():
             tensor = self._find(lora, module)

@@ -11,6 +11,7 @@ from coreml_factory import CoreMLParts
 from coreml_interpreter import InterpretedPackage
 
 from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import adaptable
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import Interrupted, ModelCorrupt, NotSupported
 from edgevlm.runtimes.coreml_vision import CoreMLVisionEncoder
@@ -31,6 +32,11 @@ def image(parts: CoreMLParts) -> ImageInput:
 def encoder(parts: CoreMLParts) -> CoreMLVisionEncoder:
     parts.vision._package.before = lambda: None  # type: ignore[attr-defined]
     return parts.vision
+
+
+def test_adapters_are_refused_by_name(encoder: CoreMLVisionEncoder) -> None:
+    with pytest.raises(NotSupported, match=r"seeing changes the vision tower, .* coreml can't"):
+        adaptable(encoder, "seeing")
 
 
 def test_tile_by_tile_on_the_neural_engine(encoder: CoreMLVisionEncoder, image: ImageInput) -> None:

@@ -345,15 +345,6 @@ def test_what_does_not_fit_is_refused(model: LlamaCppLanguageModel, lora: Lora, 
     np.testing.assert_allclose(context.extend([IDS[20:40]], Cancel()), base, rtol=0, atol=PARITY)
 
 
-def test_the_vision_tower_can_not_be_changed(
-    model: LlamaCppLanguageModel, smolvlm_source: Path
-) -> None:
-    module = "model.vision_model.encoder.layers.0.self_attn.q_proj"
-    lora = random_lora(smolvlm_source, name="seeing", extra={module: (32, 32)})
-    with pytest.raises(NotSupported, match="seeing changes the vision tower, which llama"):
-        model.load_adapter(lora)
-
-
 def test_an_order_of_rows_that_is_not_known_is_refused(
     model: LlamaCppLanguageModel, smolvlm_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from llamacpp_parts import OPTIONS, llamacpp_files
 from smolvlm_factory import load_reference, make_processor_files
 
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import ModelFiles
+from edgevlm.engine.contract import ModelFiles, adaptable
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import Interrupted, ModelCorrupt, NotSupported, RuntimeFailed
 from edgevlm.families import load_family
@@ -50,6 +50,11 @@ def encoder(smolvlm_gguf: Path) -> Iterator[LlamaCppVisionEncoder]:
 def image(smolvlm_gguf: Path) -> ImageInput:
     pixels = np.random.default_rng(4).integers(0, 256, (170, 300, 3), dtype=np.uint8)
     return load_family(smolvlm_gguf).preprocess(pixels)
+
+
+def test_adapters_are_refused_by_name(encoder: LlamaCppVisionEncoder) -> None:
+    with pytest.raises(NotSupported, match=r"seeing changes the vision tower, .* llamacpp can't"):
+        adaptable(encoder, "seeing")
 
 
 def test_tiles_become_what_transformers_makes_of_them(
