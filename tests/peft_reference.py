@@ -78,12 +78,12 @@ class PeftReference:
         return model.merge_and_unload(adapter_names=list(folders))
 
     @torch.no_grad()
-    def pictures(self, prompt: Prompt) -> list[NDArray[Any]]:
-        """What the base's decoder gets of each picture of the prompt, [n_tokens, d_model]."""
+    def pictures(self, model: Any, prompt: Prompt) -> list[NDArray[Any]]:
+        """What the decoder gets of each picture of the prompt, [n_tokens, d_model]."""
         found = []
         for image in prompt.images:
             tiles = torch.from_numpy(image.pixel_values)[None]
-            rows = self.base.model.get_image_features(tiles, return_dict=True).pooler_output
+            rows = model.model.get_image_features(tiles, return_dict=True).pooler_output
             found.append(torch.cat(list(rows)).reshape(image.n_tokens, -1).numpy())
         return found
 
