@@ -118,11 +118,11 @@ def report(said: Sequence[Answer]) -> None:
     first = runtimes[0]
     print(f"\n| asked ({first}) | questions | base | with shapes |\n|---|---|---|---|")
     for kind, title in KINDS.items():
-        alone, adapted = (
+        before, after = (
             [answer for answer in of(first, by) if answer.kind == kind] for by in (ALONE, WITH)
         )
-        if adapted:
-            print(f"| {title} | {len(adapted)} | {right(alone)} | {right(adapted)} |")
+        if after:
+            print(f"| {title} | {len(after)} | {right(before)} | {right(after)} |")
 
     print()
     expected = {(a.picture, a.question): a for a in of(first, WITH)}
