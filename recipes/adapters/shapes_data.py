@@ -34,7 +34,7 @@ COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 SEED = 5
 # Of each picture there are up to three conversations of one question and one of up to this many.
-PICTURES, TURNS = 700, 4
+PICTURES, TURNS = 450, 4
 
 
 @dataclass(frozen=True, slots=True)
