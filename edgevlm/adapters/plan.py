@@ -19,6 +19,8 @@ from edgevlm.models.plan import Plan, PlannedFile
 from edgevlm.models.receive import Expected, hash_file
 from edgevlm.models.sources import FileSource, HubSource
 
+# What stands in a record where a model's has its placement.
+RUNTIME = "peft"
 # Where a pack comes from; others come from an address.
 SHIPPED = "edgevlm"
 # What an adapter must have, and what more comes with it.
@@ -74,7 +76,7 @@ def _plan(
 ) -> Plan:
     return Plan(
         name=name,
-        runtime="peft",
+        runtime=RUNTIME,
         identity=origin,
         files=tuple(files),
         roles={},

@@ -21,7 +21,7 @@ from edgevlm.adapters.base import check_current
 from edgevlm.adapters.catalog import Named, Target, find_target, packs, unknown
 from edgevlm.adapters.manifest import Manifest, manifest_of
 from edgevlm.adapters.peft import read_peft
-from edgevlm.adapters.plan import files_in, make_plan, origin_of
+from edgevlm.adapters.plan import RUNTIME, files_in, make_plan, origin_of
 from edgevlm.engine.adapter import Lora
 from edgevlm.errors import (
     AdapterCorrupt,
@@ -41,13 +41,14 @@ from edgevlm.models.names import HubId
 from edgevlm.models.plan import Plan
 from edgevlm.models.progress import Progress, Silent
 from edgevlm.models.publish import (
-    MANIFEST,
     Published,
+    Verification,
     altered,
     publish,
     published,
     remove_leftovers,
     retract,
+    verify,
 )
 from edgevlm.models.sources import FileSource, parse_source
 from edgevlm.settings import Settings
@@ -85,16 +86,6 @@ class Installation:
     adapter: InstalledAdapter
     before: str | None
     changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """`altered` maps a path to what is wrong with it; empty means all is as it was installed."""
-
-    name: str
-    folder: Path
-    files: int
-    altered: Mapping[str, str]
 
 
 class AdapterStore:
@@ -204,12 +195,13 @@ class AdapterStore:
         Raises UnknownAdapter.
         """
         if name is None:
-            found = map(_verify, self._places())
+            places = self._places()
         else:
             target = self._kept(name)
             with contextlib.suppress(AdapterCorrupt):
                 self._current(target, lambda v: v)
-            found = map(_verify, [self.root / target.key])
+            places = [self.root / target.key]
+        found = (verify(place, place.name, RUNTIME) for place in places)
         return [result for result in found if result is not None]
 
     def _target(self, name: str) -> Target:
@@ -413,20 +405,6 @@ def _read(folder: Path, hashes: Mapping[str, str | None], name: str) -> Lora:
                 hint="It was altered or is damaged; take it from where it was published.",
             )
     return read_peft(folder, name=name)
-
-
-def _verify(place: Path) -> Verification | None:
-    try:
-        version = published(place)
-        while version is not None:
-            wrong = altered(version, thorough=True)
-            before, version = version, published(place)
-            if not wrong or (version is not None and version.folder == before.folder):
-                files = len(before.manifest.files)
-                return Verification(before.name, before.folder, files, wrong)
-    except ModelCorrupt:
-        return Verification(place.name, place, 0, {MANIFEST: "can't be read"})
-    return None
 
 
 @contextlib.contextmanager

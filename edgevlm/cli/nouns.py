@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,10 +15,7 @@ from edgevlm.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgevlm.adapters.store import Verification as OfAdapter
-    from edgevlm.models.store import Verification as OfModel
-
-    V = TypeVar("V", OfAdapter, OfModel)
+    from edgevlm.models.publish import Verification
 
 _FILE_WIDTH = 200  # columns, where nobody's terminal says
 
@@ -65,7 +62,11 @@ def confirm_removal(name: str, yes: bool) -> None:
 
 
 def tell_verified(
-    results: Sequence[V], called: Callable[[V], str], nothing: str, *, as_json: bool
+    results: Sequence[Verification],
+    called: Callable[[Verification], str],
+    nothing: str,
+    *,
+    as_json: bool,
 ) -> str:
     """Print what was verified, each by what it is `called`, or `nothing`. Returns all that is
     damaged in one line, which is empty where nothing is."""

@@ -77,6 +77,18 @@ class Published:
         return self.manifest.runtime
 
 
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What is in force at a place, read whole: `altered` maps a path to what is wrong with it, and
+    is empty where all of the `files` are as they were published."""
+
+    name: str
+    runtime: str
+    folder: Path
+    files: int
+    altered: Mapping[str, str]
+
+
 def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -171,6 +183,25 @@ def altered(version: Published, *, thorough: bool) -> dict[str, str]:
         if reason is not None:
             reasons[path] = reason
     return reasons
+
+
+def verify(place: Path, name: str, runtime: str) -> Verification | None:
+    """Compare every byte of what is in force at a place with its record; None where nothing is.
+
+    Where the record can't be read, it goes by `name` and `runtime`.
+    """
+    try:
+        version = published(place)
+        while version is not None:
+            wrong = altered(version, thorough=True)
+            before, version = version, published(place)
+            # Another process may have put a newer one in force and removed this one.
+            if not wrong or (version is not None and version.folder == before.folder):
+                files = len(before.manifest.files)
+                return Verification(before.name, before.runtime, before.folder, files, wrong)
+    except ModelCorrupt:
+        return Verification(name, runtime, place, 0, {MANIFEST: "can't be read"})
+    return None
 
 
 def _alteration(path: Path, file: PublishedFile, thorough: bool) -> str | None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,30 +33,20 @@ from edgevlm.models.plan import (
 )
 from edgevlm.models.progress import Progress, Silent
 from edgevlm.models.publish import (
-    MANIFEST,
     Published,
+    Verification,
     altered,
     publish,
     published,
     remove_leftovers,
     retract,
+    verify,
     versions,
 )
 from edgevlm.settings import Settings
 
 if TYPE_CHECKING:
     from edgevlm.engine.contract import ModelFiles
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """`altered` maps a path to what is wrong with it; empty means all is as it was published."""
-
-    name: str
-    runtime: str
-    folder: Path
-    files: int
-    altered: Mapping[str, str]
 
 
 class Store:
@@ -189,7 +178,8 @@ class Store:
         Raises UnknownModel, and ModelUnavailable where a named model is not here.
         """
         places = self._places() if name is None else self._runtimes(self._key(name))
-        results = [result for result in map(_verify, places) if result is not None]
+        found = (verify(place, place.parent.name, place.name) for place in places)
+        results = [result for result in found if result is not None]
         if name is not None and not results:
             raise _absent(name)
         return results
@@ -301,19 +291,6 @@ class Store:
                 if version is not None:
                     found.append(version)
         return tuple(sorted(found, key=lambda v: (v.name, v.runtime)))
-
-
-def _verify(place: Path) -> Verification | None:
-    try:
-        version = published(place)
-    except ModelCorrupt:
-        wrong = {MANIFEST: "can't be read"}
-        return Verification(place.parent.name, place.name, place, 0, wrong)
-    if version is None:
-        return None
-    files = len(version.manifest.files)
-    wrong = altered(version, thorough=True)
-    return Verification(version.name, version.runtime, version.folder, files, wrong)
 
 
 def _absent(name: str) -> ModelUnavailable:
