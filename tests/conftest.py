@@ -7,9 +7,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 # torch and llama.cpp share one OpenMP, which reads it when the first of them is loaded: its
 # workers would otherwise spin while they wait, and take the cores from other tests.
@@ -59,6 +64,20 @@ def _refuse_strangers(sock: socket.socket, address: object) -> None:
     assert isinstance(address, tuple)
     if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
         raise OSError(f"tests may not connect to {address[0]}")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty hub on loopback, which the client finds through HF_ENDPOINT, without a pause
+    before it tries again."""
+    from hub_server import HubServer
+
+    from edgevlm.models import hub as hub_client
+
+    monkeypatch.setattr(hub_client, "_PAUSES", (0.0, 0.0, 0.0, 0.0))
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,14 @@
-"""A folder of packs that ship, a hub on loopback, and an empty store of adapters."""
+"""A folder of packs that ship, and an empty store of adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 from pack_factory import make_pack
 
 from edgevlm.adapters import catalog
 from edgevlm.adapters.store import AdapterStore
-from edgevlm.models import hub as hub_client
 from edgevlm.settings import Settings
 
 
@@ -23,15 +20,6 @@ def packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_pack(folder / "shapes", seed=2)
     monkeypatch.setattr(catalog, "packs_folder", lambda: folder)
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """The server, which the client finds through HF_ENDPOINT, and no pause before a retry."""
-    monkeypatch.setattr(hub_client, "_PAUSES", (0.0, 0.0))
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
 
 
 @pytest.fixture

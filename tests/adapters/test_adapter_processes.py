@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dying import python
 from hub_server import HubServer
 from pack_factory import contents, make_pack
 
@@ -52,24 +53,14 @@ print(json.dumps({"codes": codes, "told": told}))
 KILLED = """
 import os, random, select, signal, sys, time
 from pathlib import Path
+from dying import die_at
 from edgevlm.adapters.peft import read_peft
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.settings import Settings
 
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 how, home, origins = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 store = AdapterStore(Settings(home=home))
 digests = {read_peft(Path(origin), name="x").digest: n for n, origin in enumerate(origins)}
-
-def die_at(limit):
-    seen = 0
-    def hook(event, arguments):
-        nonlocal seen
-        if event in CHANGES or (event == "open" and arguments[2] & os.O_CREAT):
-            seen += 1
-            if seen == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return hook
 
 def install(origin, limit, seconds):
     ended, end = os.pipe()
@@ -139,14 +130,6 @@ def versions(tmp_path: Path) -> list[str]:
         str(make_pack(tmp_path / f"v{n}", name="mine", version=f"1.0.{n}", seed=n))
         for n in range(2)
     ]
-
-
-def python(program: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_twenty_processes_install_one_adapter_at_once(

@@ -8,7 +8,8 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from lora_factory import write_peft
 from pack_factory import SMALL, change_manifest, contents, make_pack
 
 from edgevlm.adapters import catalog
-from edgevlm.cli import run
 
 Call = Callable[..., tuple[int, str, str]]
 REPO = "acme/terms"
@@ -34,22 +34,14 @@ def packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as server:
-        server.add(REPO, contents(write_peft(tmp_path / "terms", SMALL)))
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
+def hub(hub: HubServer, tmp_path: Path) -> HubServer:
+    hub.add(REPO, contents(write_peft(tmp_path / "terms", SMALL)))
+    return hub
 
 
 @pytest.fixture
-def adapter(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `edgevlm adapter` in this process; return (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(["adapter", *arguments])
-        return code, *capsys.readouterr()
-
-    return call
+def adapter(edgevlm: Call) -> Call:
+    return partial(edgevlm, "adapter")
 
 
 def rows(adapter: Call) -> dict[str, dict[str, object]]:

@@ -20,8 +20,6 @@ import pytest
 from PIL import Image
 from video_factory import make_video
 
-from edgevlm.cli import run
-
 CLOSED = "http://127.0.0.1:9"
 
 
@@ -35,14 +33,13 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def chat(smolvlm: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run `edgevlm chat` in this process; return (exit code, stdout, stderr)."""
+def chat(
+    smolvlm: Path, edgevlm: Callable[..., tuple[int, str, str]]
+) -> Callable[..., tuple[int, str, str]]:
+    """`edgevlm chat` with a small model, unless another or None is given."""
 
     def call(*arguments: str, model: str | None = str(smolvlm)) -> tuple[int, str, str]:
-        given = [] if model is None else ["--model", model]
-        code = run(["chat", *given, *arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
+        return edgevlm("chat", *([] if model is None else ["--model", model]), *arguments)
 
     return call
 

@@ -36,13 +36,12 @@ def packs(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def chat(smolvlm_everywhere: Path, capsys: pytest.CaptureFixture[str]) -> Chat:
-    """Run `edgevlm chat Hello` in this process; return (exit code, stdout, stderr)."""
+def chat(smolvlm_everywhere: Path, edgevlm: Chat) -> Chat:
+    """`edgevlm chat Hello` on llama.cpp."""
 
     def call(*arguments: str, model: str = str(smolvlm_everywhere)) -> tuple[int, str, str]:
         fixed = ("--model", model, "--runtime", "llamacpp", "--max-tokens", "4")
-        code = run(["chat", "Hello", *fixed, *arguments])
-        return (code, *capsys.readouterr())
+        return edgevlm("chat", "Hello", *fixed, *arguments)
 
     return call
 

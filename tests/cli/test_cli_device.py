@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,8 @@ def _measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def device(capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(["device", *arguments])
-        return code, *capsys.readouterr()
-
-    return call
+def device(edgevlm: Call) -> Call:
+    return partial(edgevlm, "device")
 
 
 def test_show_says_what_this_machine_is(device: Call) -> None:

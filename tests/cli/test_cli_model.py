@@ -8,34 +8,25 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hub_server import DECODER, REPO, HubServer, model_files
 
-from edgevlm.cli import run
-
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as server:
-        server.add(REPO, model_files())
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
+def hub(hub: HubServer) -> HubServer:
+    hub.add(REPO, model_files())
+    return hub
 
 
 @pytest.fixture
-def model(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `edgevlm model` in this process; return (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(["model", *arguments])
-        return code, *capsys.readouterr()
-
-    return call
+def model(edgevlm: Call) -> Call:
+    return partial(edgevlm, "model")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from dying import python
 from hub_server import DECODER, REPO, HubServer, model_files
 
 from edgevlm.models.store import Store
@@ -18,13 +19,13 @@ FETCHED = ("config.json", "tokenizer.json", "onnx/vision_encoder_fp16.onnx", DEC
 # Publishes version 2 over version 1 in a forked child that is killed at the n-th change of
 # the disk, for every n until a child gets through; and has the parent look each time.
 KILL_EVERYWHERE = '''
-import os, shutil, signal, sys
+import os, shutil, sys
 from pathlib import Path
+from dying import die_at
 from edgevlm.models.catalog import parse_catalog
 from edgevlm.models.store import Store
 from edgevlm.settings import Settings
 
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 origin, home = Path(sys.argv[1]), Path(sys.argv[2])
 
 def store(version):
@@ -52,16 +53,6 @@ def held(version):
     found = {path.read_bytes()[:3] for path in files.roles.values()}
     assert len(found) == 1, found
     return found.pop().decode()
-
-def die_at(limit):
-    seen = 0
-    def hook(event, arguments):
-        nonlocal seen
-        if event in CHANGES or (event == "open" and arguments[2] & os.O_CREAT):
-            seen += 1
-            if seen == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return hook
 
 outcomes = []
 while True:
@@ -117,14 +108,7 @@ def test_killed_at_every_change_of_the_disk_it_holds_the_old_or_the_new(tmp_path
         (tmp_path / version).mkdir()
         for name in ("a", "b"):
             (tmp_path / version / name).write_bytes(version.encode() * 3000)
-    done = subprocess.run(
-        [sys.executable, "-c", KILL_EVERYWHERE, str(tmp_path), str(tmp_path / "home")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = done.stdout.split()
+    outcomes = python(KILL_EVERYWHERE, str(tmp_path), str(tmp_path / "home")).split()
     assert len(outcomes) > 15
     assert outcomes == sorted(outcomes, reverse=True)  # old ... old new ... new
     assert set(outcomes) == {"old", "new"}
