@@ -1,9 +1,9 @@
 """Adapters for a Core ML decoder: updates of low rank in the state of each context.
 
-For each kind of linear module the program reads two states, `lora_a_{name}` [layers,
-in_features, max_rank] and `lora_b_{name}` [layers, max_rank, out_features], and adds `(x a) b` to
-`x W`. Core ML makes states of zeros, which is the base. Adapters lie side by side along the rank,
-their scales multiplied into `b`; what they leave of it is zero.
+For each kind of linear module the program reads two states, `lora_a_{name}` [layers, max_rank,
+in_features] and `lora_b_{name}` [layers, max_rank, out_features], and adds `(x a^T) b` to what the
+module gives. Core ML makes states of zeros, which is the base. Adapters lie one after the other
+along the rank, their scales multiplied into `b`; what they leave of it is zero.
 
 States rather than inputs, since coremltools widens inputs to float32 and Core ML narrows them
 again for every token; a state is written once for each change of adapters. Its shape is fixed, so
@@ -32,6 +32,9 @@ from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
 from edgevlm.runtimes.coreml_package import PackageInfo, refusal
 
 States: TypeAlias = dict[str, NDArray[np.float16]]
+# `a` [layers, rank, in_features] and `b` [layers, rank, out_features] of all modules of a kind,
+# zero beyond the rank of a module and where there is no update.
+Rows: TypeAlias = tuple[NDArray[np.float16], NDArray[np.float16]]
 
 _MODULE = re.compile(r"layers\.(\d+)\.(.+)")
 _OTHER_BASE = "Use it with the model that it was made for."
@@ -48,20 +51,19 @@ LORA_STATES = frozenset(name for names in NAMES.values() for name in names)
 
 
 class CoreMLAdapter:
-    """A `LoadedAdapter`: the matrices as they came, which cost no memory beside themselves.
+    """A `LoadedAdapter`: its rows by the kinds of modules, at 16 bits as the states want them.
 
-    `states` are those of the model that has loaded it; `updates`, by modules, are None once it
-    is closed.
+    `states` are those of the model that has loaded it; `rows` are None once it is closed.
     """
 
-    def __init__(self, lora: Lora, states: AdapterStates) -> None:
+    def __init__(self, lora: Lora, states: AdapterStates, rows: Mapping[str, Rows]) -> None:
         self.name, self.digest = lora.name, lora.digest
         self.states = states
-        self.updates: Mapping[str, LowRank] | None = lora.decoder
+        self.rows: Mapping[str, Rows] | None = rows
 
     def close(self) -> None:
-        """Let go of the matrices; what a context uses of them is in its state."""
-        self.updates = None
+        """Let go of the rows; what a context uses of them is in its state."""
+        self.rows = None
 
 
 class AdapterStates:
@@ -88,63 +90,72 @@ class AdapterStates:
                 f"The Core ML package of {self._model} has no room for the adapter {lora.name}.",
                 hint="Convert the model again, or use another runtime, such as mlx.",
             )
+        ranks: dict[str, int] = {}
         for module, update in lora.decoder.items():
-            self._check(lora.name, module, update)
-        return CoreMLAdapter(lora, self)
+            kind = self._check(lora.name, module, update)
+            ranks[kind] = max(update.rank, ranks.get(kind, 0))
+        rows: dict[str, Rows] = {
+            kind: (self._empty(a, rank), self._empty(b, rank))
+            for kind, rank in ranks.items()
+            for a, b in (NAMES[kind],)
+        }
+        for module, update in lora.decoder.items():
+            layer, kind = _place(module)
+            a, b = (each[layer, : update.rank] for each in rows[kind])
+            _put(update.a, a, lora.name)
+            _put(update.b.T, b, lora.name)
+        return CoreMLAdapter(lora, self, rows)
 
     def filled(self, adapters: Adapters) -> States:
-        """The states that these adapters times their scales change, float16.
+        """The states that these adapters times their scales change.
 
         Raises AdapterMismatch for adapters of another model, RuntimeFailed for closed ones, and
-        NotSupported where all of them have more ranks than there is room for, or numbers beyond
+        NotSupported where all of them have more rank than there is room for, or numbers beyond
         16 bits.
         """
         states: States = {}
-        ends: dict[str, int] = {}
+        ends = dict.fromkeys(NAMES, 0)
         # An order of their own, as the order of summands moves the last bits.
         for adapter, scale in sorted(adapters.items(), key=lambda item: item[0].digest):
-            for module, update in self._updates(adapter).items():
-                begin = ends.get(module, 0)
-                end = ends[module] = begin + update.rank
-                if end > self.max_rank:
-                    raise self._no_room(sorted(each.name for each in adapters), end)
-                layer, kind = self._place(module)
+            for kind, (a, b) in self._rows(adapter).items():
+                place = slice(ends[kind], ends[kind] + a.shape[1])
+                if place.stop > self.max_rank:
+                    raise self._no_room(sorted(each.name for each in adapters), place.stop)
+                ends[kind] = place.stop
                 for name in NAMES[kind]:
-                    states.setdefault(name, np.zeros(self._shapes[name], np.float16))
-                a, b = (states[name][layer] for name in NAMES[kind])
-                with np.errstate(over="ignore"):
-                    a[:, begin:end] = update.a.T
-                    b[begin:end] = np.float32(scale) * update.b.T
-                if not (np.isfinite(a[:, begin:end]).all() and np.isfinite(b[begin:end]).all()):
-                    raise NotSupported(
-                        f"The adapter {adapter.name} times {scale:g} has numbers that 16 bits can't"
-                        " hold.",
-                        hint="Use a smaller scale, or another runtime, such as mlx.",
-                    )
+                    states.setdefault(name, self.empty(name))
+                state_a, state_b = (states[name][:, place] for name in NAMES[kind])
+                state_a[...] = a
+                _put(b * np.float32(scale), state_b, f"{adapter.name} times {scale:g}")
         return states
 
     def empty(self, name: str) -> NDArray[np.float16]:
         """A state as the base has it."""
-        return np.zeros(self._shapes[name], np.float16)
+        return self._empty(name, self.max_rank)
+
+    def _empty(self, name: str, rank: int) -> NDArray[np.float16]:
+        layers, _, features = self._shapes[name]
+        return np.zeros((layers, rank, features), np.float16)
 
     def _common_sizes(self, info: PackageInfo) -> tuple[int, int]:
         """(layers, rank) of all states."""
-        shapes = [[self._shapes.get(name, ()) for name in names] for names in NAMES.values()]
-        if all(len(shape) == 3 for pair in shapes for shape in pair):
-            sizes = {size for a, b in shapes for size in ((a[0], a[2]), (b[0], b[1]))}
-            if len(sizes) == 1:
-                return sizes.pop()
-        raise refusal(info.path, "its states for adapters don't go together")
+        shapes = [self._shapes.get(name, ()) for name in sorted(LORA_STATES)]
+        sizes = {shape[:2] for shape in shapes if len(shape) == 3}
+        if len(sizes) != 1 or any(len(shape) != 3 for shape in shapes):
+            raise refusal(info.path, "its states for adapters don't go together")
+        n_layers, rank = sizes.pop()
+        return n_layers, rank
 
-    def _check(self, adapter: str, module: str, update: LowRank) -> None:
-        layer, kind = self._place(module)
+    def _check(self, adapter: str, module: str, update: LowRank) -> str:
+        """The kind of a module that the decoder has."""
+        layer, kind = _place(module)
         if kind not in NAMES or layer >= self._n_layers:
             raise AdapterMismatch(
                 f"The adapter {adapter} changes {module}, which {self._model} doesn't have.",
                 hint=_OTHER_BASE,
             )
-        a, b = (self._shapes[name] for name in NAMES[kind])
-        taken, given = (a[1], b[2]), (update.a.shape[1], update.b.shape[0])
+        taken = tuple(self._shapes[name][2] for name in NAMES[kind])
+        given = (update.a.shape[1], update.b.shape[0])
         if given != taken:
             raise AdapterMismatch(
                 f"The adapter {adapter} changes {module} from {given[0]} to {given[1]}"
@@ -153,25 +164,37 @@ class AdapterStates:
             )
         if update.rank > self.max_rank:
             raise self._no_room([adapter], update.rank)
+        return kind
 
-    def _place(self, module: str) -> tuple[int, str]:
-        """(layer, kind), of which `_check` finds out whether the decoder has them."""
-        match = _MODULE.fullmatch(module)
-        return (int(match[1]), match[2]) if match is not None else (0, "")
-
-    def _updates(self, adapter: LoadedAdapter) -> Mapping[str, LowRank]:
+    def _rows(self, adapter: LoadedAdapter) -> Mapping[str, Rows]:
         if not isinstance(adapter, CoreMLAdapter) or adapter.states is not self:
             raise AdapterMismatch(
                 f"The adapter {adapter.name} was loaded for another model than {self._model}.",
                 hint="Load it for this one.",
             )
-        if adapter.updates is None:
+        if adapter.rows is None:
             raise RuntimeFailed(f"The adapter {adapter.name} was closed.", hint="Load it again.")
-        return adapter.updates
+        return adapter.rows
 
     def _no_room(self, names: Sequence[str], rank: int) -> NotSupported:
         return NotSupported(
             f"{self._model} on Core ML has room for adapters of rank {self.max_rank}, and"
             f" {' and '.join(names)} need{'s' if len(names) == 1 else ''} {rank}.",
             hint="Use fewer or smaller ones, or another runtime, such as mlx.",
+        )
+
+
+def _place(module: str) -> tuple[int, str]:
+    """(layer, kind) of a module, which the decoder needn't have."""
+    match = _MODULE.fullmatch(module)
+    return (int(match[1]), match[2]) if match is not None else (0, "")
+
+
+def _put(values: NDArray[np.float32], place: NDArray[np.float16], whose: str) -> None:
+    with np.errstate(over="ignore"):
+        place[...] = values
+    if not np.isfinite(place).all():
+        raise NotSupported(
+            f"The adapter {whose} has numbers that 16 bits can't hold.",
+            hint="Use a smaller scale, or another runtime, such as mlx.",
         )

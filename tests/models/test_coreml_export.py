@@ -169,7 +169,7 @@ def test_files_and_sizes(source: Path, few_bits: Path) -> None:
     states = {name: state.shape for name, state in package.new_state().items()}
     assert states["k_cache"] == states["v_cache"] == (2, 1, 2, 512, 32)
     assert len(states) == 2 + 2 * 7
-    assert (states["lora_a_q_proj"], states["lora_b_q_proj"]) == ((2, 128, 32), (2, 32, 128))
+    assert (states["lora_a_down_proj"], states["lora_b_k_proj"]) == ((2, 32, 256), (2, 32, 64))
     files = [path for path in (few_bits / "coreml").rglob("*") if path.is_file()]
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files)
 

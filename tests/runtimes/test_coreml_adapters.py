@@ -190,11 +190,13 @@ def test_swaps_leave_nothing_behind(
     np.testing.assert_array_equal(logits(context), logits(model.new_context()))
 
 
-def test_an_adapter_costs_no_memory_beside_its_matrices(
+def test_an_adapter_is_kept_at_16_bits(
     model: CoreMLLanguageModel, mixes: Mapping[str, Scaled]
 ) -> None:
     ((lora, _),) = mixes["rank 8"]
-    assert model.load_adapter(lora).updates is lora.decoder
+    rows = model.load_adapter(lora).rows
+    assert rows is not None
+    assert 2 * sum(a.nbytes + b.nbytes for a, b in rows.values()) == lora.n_bytes
 
 
 def test_more_rank_than_there_is_room_for(
@@ -221,6 +223,10 @@ def test_numbers_beyond_16_bits(model: CoreMLLanguageModel, mixes: Mapping[str, 
     with pytest.raises(NotSupported, match=r"rank-8 times 1e\+06 has numbers that 16 bits can"):
         use(model, context, [(lora, 1e6) for lora, _ in mixes["rank 8"]])
     np.testing.assert_array_equal(logits(context), expected)
+    ((lora, _),) = mixes["rank 8"]
+    huge = LowRank(np.full((1, 64), 1e5, np.float32), np.ones((64, 1), np.float32))
+    with pytest.raises(NotSupported, match="adapter strange has numbers that 16 bits can"):
+        model.load_adapter(changed(lora, "layers.1.self_attn.q_proj", huge))
 
 
 def changed(lora: Lora, module: str, update: LowRank) -> Lora:
@@ -263,7 +269,7 @@ def test_refuses_what_is_closed_or_of_another_model(
     with pytest.raises(AdapterMismatch, match="another model"):
         other.new_context().use_adapters({adapter: 1.0})
     adapter.close()
-    assert adapter.updates is None
+    assert adapter.rows is None
     np.testing.assert_array_equal(logits(context), expected)
     with pytest.raises(RuntimeFailed, match="rank-8 was closed"):
         context.use_adapters({adapter: 0.5})
@@ -345,7 +351,7 @@ def resize(name: str, dimension: int, size: int) -> Callable[[Any], None]:
     [
         drop,
         resize("lora_a_q_proj", 0, 3),
-        resize("lora_a_q_proj", 2, 16),
+        resize("lora_a_q_proj", 1, 16),
         resize("lora_b_down_proj", 1, 16),
     ],
 )

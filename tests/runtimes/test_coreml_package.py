@@ -39,8 +39,8 @@ def test_a_sound_package(package: Path) -> None:
     assert {port.type for port in (*info.inputs.values(), *info.states.values())} == {"FLOAT16"}
     assert info.outputs["logits"].shape == ((1, 1), (514, 514))
     assert set(info.states) == {"k_cache", "v_cache", *LORA_STATES}
-    assert info.states["lora_a_down_proj"].shape == ((2, 2), (128, 128), (32, 32))
-    assert info.states["lora_b_k_proj"].shape == ((2, 2), (32, 32), (32, 32))
+    assert info.states["lora_a_down_proj"].shape == ((2, 2), (32, 32), (128, 128))
+    assert info.states["lora_b_up_proj"].shape == ((2, 2), (32, 32), (128, 128))
 
 
 def edit_manifest(package: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -18,7 +18,7 @@ from edgevlm.models.llama import LlamaShape, rotary_tables
 from edgevlm.models.vlm_config import ModelConfig
 from edgevlm.runtimes.coreml_adapter import NAMES
 
-# `a` [in_features, rank] and `b` [rank, out_features] by the names of a layer's linear modules.
+# `a` [rank, in_features] and `b` [rank, out_features] by the names of a layer's linear modules.
 Updates: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 PREFIX = "model.text_model"
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         for kind, (a, b) in self._adapted.items():
             linear = self.layers[0].get_submodule(kind)
             assert isinstance(linear, nn.Linear)
-            self.register_buffer(a, torch.zeros(shape.n_layers, linear.in_features, max_rank))
+            self.register_buffer(a, torch.zeros(shape.n_layers, max_rank, linear.in_features))
             self.register_buffer(b, torch.zeros(shape.n_layers, max_rank, linear.out_features))
 
     def states(self) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def adapted(block: nn.Module, name: str, x: Tensor, updates: Updates) -> Tensor:
     if name not in updates:
         return y
     a, b = updates[name]
-    return y + x @ a @ b
+    return y + x @ a.T @ b
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
