@@ -42,6 +42,7 @@ ALONE, WITH = "base", "detailed"
 # The last is in the training of neither.
 DESCRIBE = ("Describe this picture.", "Can you describe the image?", "Put this picture into words.")
 IN_DETAIL = ("Say in detail what the picture shows.",)
+PARTS = {"describe": DESCRIBE, "describe in detail": IN_DETAIL}
 OTHER_SORTS = ("photo", "text", "chart", "nothing")
 
 
@@ -62,7 +63,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`part` is "describe", "in detail" or the sort of a picture without things."""
+    """`part` is one of PARTS or the sort of a picture without things."""
 
     part: str
     picture: str
@@ -76,7 +77,7 @@ def draw(scenes: Scenes, count: int, others: int) -> Iterator[Asked]:
     rng = seeded("detailed")
     for i in range(count):
         sample = scenes.draw(rng, "things")
-        for part, phrasings in (("describe", DESCRIBE), ("in detail", IN_DETAIL)):
+        for part, phrasings in PARTS.items():
             question = phrasings[i % len(phrasings)]
             yield Asked(part, f"scene/{i}", sample.pixels, sample.scene, question)
     for i in range(others):
@@ -138,13 +139,13 @@ def report(said: Sequence[Answer]) -> None:
 
     print("| asked to | scenes | | right facts an answer | wrong, of all facts |")
     print("|---|---|---|---|---|")
-    for part in ("describe", "in detail"):
+    for part in PARTS:
         for by in (ALONE, WITH):
             if found := of(part, by):
                 told = f"{_plain(right_facts(found))} | {wrong_share(found)}"
                 print(f"| {part} | {len(found)} | {by} | {told} |")
     print()
-    for part in ("describe", "in detail"):
+    for part in PARTS:
         if found := of(part, WITH):
             print(
                 f"Asked to {part}: {_plain(times(of(part, ALONE), found))} times the right facts."
@@ -158,7 +159,7 @@ def report(said: Sequence[Answer]) -> None:
 
     print()
     for by in (ALONE, WITH):
-        found = of("describe", by) + of("in detail", by)
+        found = [answer for part in PARTS for answer in of(part, by)]
         undecided, unparsed = sum(a.undecided for a in found), sum(len(a.unparsed) for a in found)
         print(
             f"{by}: in {len(found)} answers {undecided} facts without one truth, {unparsed} phrases"
