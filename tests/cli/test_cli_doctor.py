@@ -62,12 +62,10 @@ def test_no_password_of_the_hub_is_printed(
 
 
 def test_models_are_examined_as_they_are_and_not_fetched(
-    smolvlm: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    smolvlm: Path, home: Path, hub: HubServer
 ) -> None:
     _install(smolvlm, home, "smolvlm-256m")
-    with HubServer() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        findings = list(models(load_settings()))
+    findings = list(models(load_settings()))
     assert [f.status for f in findings] == ["ok"] * 4
     assert hub.requests == []
 

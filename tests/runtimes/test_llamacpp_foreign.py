@@ -33,7 +33,6 @@ from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
 from edgevlm.errors import ModelCorrupt, RuntimeFailed
 from edgevlm.families.base import Turn
 from edgevlm.model import load_model
-from edgevlm.models import hub as hub_client
 from edgevlm.models.gguf_export.quantizer import quantize
 from edgevlm.models.progress import Silent
 
@@ -225,14 +224,6 @@ def test_the_command_line(case: Case, tmp_path: Path, capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert json.loads(out)["usage"]["image_tokens"] == (20 if case.is_qwen else 4)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(hub_client, "_PAUSES", (0.0,))
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
 
 
 def test_a_pair_on_the_hub(case: Case, hub: HubServer, tmp_path: Path) -> None:
