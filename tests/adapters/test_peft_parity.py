@@ -26,8 +26,14 @@ from edgevlm.families.base import Turn
 from edgevlm.models.layouts import discover
 from edgevlm.runtimes import get_runtime
 
-# Of logits with a deviation of 3. Core ML computes at 16 bits: 1e-2 of that deviation.
-PARITY = {"onnx": 1e-3, "llamacpp": 1e-3, "mlx": 1e-3, "coreml": 3e-2}
+# How far logits with a deviation of 3 may be off at most, and as the root of the mean square.
+# Core ML computes at 16 bits, which have steps of 0.008 above 8: its base is 0.016 off.
+PARITY = {
+    "onnx": (1e-3, 1e-3),
+    "llamacpp": (1e-3, 1e-3),
+    "mlx": (1e-3, 1e-3),
+    "coreml": (5e-2, 1e-2),
+}
 # All that are linear in the decoder.
 DECODER = {"target_modules": "all-linear", "exclude_modules": r".*(vision_model|connector)\..*"}
 PLAIN = {"r": 8, "lora_alpha": 16, **DECODER}
@@ -101,9 +107,10 @@ class Running:
     runtime: Runtime
     language: LanguageModel
 
-    @property
-    def parity(self) -> float:
-        return PARITY[self.runtime.name]
+    def assert_near(self, found: Logits, expected: Logits) -> None:
+        most, root_mean_square = PARITY[self.runtime.name]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=most)
+        assert np.sqrt(np.square(found - expected).mean()) < root_mean_square
 
 
 @pytest.fixture(scope="module", params=PARITY)
@@ -159,7 +166,7 @@ def test_as_if_peft_had_merged_them(
         for folder, scale in saved[case].items()
     }
     found, expected = answers(adapters), reference.logits(model, prompt, ANSWER)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=running.parity)
+    running.assert_near(found, expected)
     assert np.abs(found - base).max() > 0.5
     # Removed, nothing of them is left.
     np.testing.assert_array_equal(answers({}), base)
@@ -190,7 +197,7 @@ def test_a_tower_sees_as_if_peft_had_merged_them(
         base, tower = vision.encode(image, Cancel()), adaptable(vision, lora.name)
         adapter = tower.load_adapter(lora)
         found = tower.encode_with(image, {adapter: scale}, Cancel())
-        np.testing.assert_allclose(found, expected, rtol=0, atol=running.parity)
+        running.assert_near(found, expected)
         assert np.abs(found - base).max() > 0.5
         np.testing.assert_array_equal(vision.encode(image, Cancel()), base)
         adapter.close()
