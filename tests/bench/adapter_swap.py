@@ -2,7 +2,7 @@
 
     python tests/bench/adapter_swap.py                      edgevlm-tiny on llama.cpp
     python tests/bench/adapter_swap.py --runtime mlx        or onnx
-    python tests/bench/adapter_swap.py --model FOLDER --json
+    python tests/bench/adapter_swap.py --model FOLDER --runtime coreml --json
 
 Two random adapters on all linear modules take turns. `call` is the swap alone; `felt` is the
 call and what the next step takes longer than a step without a swap before it, as a runtime may
@@ -40,6 +40,7 @@ from edgevlm.runtimes import get_runtime
 from edgevlm.settings import load_settings
 
 BUILT_IN = "edgevlm-tiny"
+RUNTIMES = ("llamacpp", "mlx", "onnx", "coreml")
 MORE = 5
 
 
@@ -190,7 +191,7 @@ def _files(arguments: argparse.Namespace) -> ModelFiles:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=BUILT_IN)
-    parser.add_argument("--runtime", default="llamacpp", choices=["llamacpp", "mlx", "onnx"])
+    parser.add_argument("--runtime", default="llamacpp", choices=RUNTIMES)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=64, help="tokens before each step")
     parser.add_argument("--swaps", type=int, default=1000)

@@ -3,7 +3,8 @@
     python tests/mac/coreml_parity.py [FOLDER] [--steps N]
 
 prints a table: for each part the largest difference and the time of a call, and whether the
-greedy tokens are the same. FOLDER holds packages that `edgevlm model convert MODEL --runtime
+greedy tokens are the same; so too with a random adapter of rank 8, after which the base must be
+what it was, bit for bit. FOLDER holds packages that `edgevlm model convert MODEL --runtime
 coreml` wrote; they are compared with the interpreter. Without it a small random-weight model
 is converted at 16 and at 4 bits, and also compared with transformers. Exit code 0 where all is
 within tolerance, 1 where not, 4 where there is no Core ML.
@@ -81,13 +82,25 @@ def random_model(scratch: Path, steps: int) -> list[Row]:
     return rows
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Greedy tokens, the logits [steps, n_vocab] that chose them, and the median of a step."""
+
+    ids: list[int]
+    logits: Any
+    token_ms: float = 0.0
+
+
 class Parts:
-    """Both parts of a folder, and what they answer to one picture and question."""
+    """Both parts of a folder, and what they answer to one picture and question: without an
+    adapter, with one, and without it again on the same context."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         from coreml_factory import coreml_files
+        from lora_factory import random_lora
 
         from edgevlm.engine.contract import LoadOptions
+        from edgevlm.engine.prefix import PrefixContext
         from edgevlm.families import load_family
         from edgevlm.runtimes.coreml_decoder import CoreMLLanguageModel
         from edgevlm.runtimes.coreml_vision import CoreMLVisionEncoder
@@ -97,9 +110,15 @@ class Parts:
         self.vision = CoreMLVisionEncoder(files, options)
         self.language = CoreMLLanguageModel(files, options)
         self.prompt = self._prompt()
-        self.tile_ms, self.token_ms = 0.0, 0.0
+        self.tile_ms = 0.0
         self.embeddings = self._encode()
-        self.ids, self.logits = self._answer(steps)
+        context = PrefixContext(self.language.new_context())
+        self.base = self._answer(context, steps)
+        adapter = self.language.load_adapter(random_lora(folder))
+        context.use_adapters({adapter: 1.0})
+        self.adapted = self._answer(context, steps)
+        context.use_adapters({})
+        self.again = self._answer(context, steps)
 
     def _prompt(self) -> Any:
         from edgevlm.families.base import Turn
@@ -118,11 +137,9 @@ class Parts:
         self.tile_ms = (time.perf_counter() - started) * 1000 / len(image.pixel_values)
         return rows
 
-    def _answer(self, steps: int) -> tuple[list[int], Any]:
+    def _answer(self, context: Any, steps: int) -> Answer:
         from edgevlm.engine.cancel import Cancel
-        from edgevlm.engine.prefix import PrefixContext
 
-        context = PrefixContext(self.language.new_context())
         logits, _ = context.prefill(self.prompt, lambda _: self.embeddings, Cancel())
         ids, rows, times = [int(logits.argmax())], [logits], []
         while len(ids) < steps:
@@ -130,8 +147,7 @@ class Parts:
             rows.append(context.extend(ids[-1], Cancel()))
             times.append((time.perf_counter() - started) * 1000)
             ids.append(int(rows[-1].argmax()))
-        self.token_ms = statistics.median(times or [0.0])
-        return ids, np.stack(rows)
+        return Answer(ids, np.stack(rows), statistics.median(times or [0.0]))
 
 
 def against_interpreter(folder: Path, name: str, steps: int) -> list[Row]:
@@ -142,18 +158,20 @@ def against_interpreter(folder: Path, name: str, steps: int) -> list[Row]:
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         interpreted = Parts(folder, steps)
-    return compare(real, name, "interpreter", interpreted.embeddings, interpreted)
+    changed = np.abs(real.again.logits - real.base.logits).max()
+    return [
+        vision_row(real, name, "interpreter", interpreted.embeddings),
+        decoder_row("decoder", name, "interpreter", real.base, interpreted.base),
+        decoder_row("with adapter", name, "interpreter", real.adapted, interpreted.adapted),
+        Row(name, "adapter removed", "before it", float(changed), 0, ""),
+    ]
 
 
 def against_transformers(source: Path, folder: Path, steps: int) -> list[Row]:
     import torch
     from smolvlm_factory import load_reference
 
-    class Reference:
-        ids: list[int]
-        logits: Any
-
-    real, found = Parts(folder, steps), Reference()
+    real = Parts(folder, steps)
     model = load_reference(source)
     (image,) = real.prompt.images
     with torch.no_grad():
@@ -165,32 +183,30 @@ def against_transformers(source: Path, folder: Path, steps: int) -> list[Row]:
             embed(torch.tensor(part))
             if isinstance(part, tuple)
             else rows[part.start : part.start + part.count]
-            for part in [*real.prompt.parts, tuple(real.ids[:-1])]
+            for part in [*real.prompt.parts, tuple(real.base.ids[:-1])]
         ]
         logits = model(inputs_embeds=torch.cat(pieces)[None]).logits[0, -steps:]
-    found.logits, found.ids = logits.numpy(), logits.argmax(-1).tolist()
-    return compare(real, "random, 16 bits", "transformers", rows.numpy(), found)
+    name, found = "random, 16 bits", Answer(logits.argmax(-1).tolist(), logits.numpy())
+    return [
+        vision_row(real, name, "transformers", rows.numpy()),
+        decoder_row("decoder", name, "transformers", real.base, found),
+    ]
 
 
-def compare(real: Parts, name: str, against: str, embeddings: Any, other: Any) -> list[Row]:
+def vision_row(real: Parts, name: str, against: str, embeddings: Any) -> Row:
+    difference = float(np.abs(real.embeddings - embeddings).max())
+    return Row(name, "vision", against, difference, EMBEDDINGS, f"{real.tile_ms:.1f} ms a tile")
+
+
+def decoder_row(part: str, name: str, against: str, real: Answer, other: Answer) -> Row:
     same = 0
     while same < len(real.ids) and real.ids[same] == other.ids[same]:
         same += 1
     # After another token all logits are of another text.
     upto = min(same + 1, len(real.ids))
-    logits = np.abs(real.logits[:upto] - other.logits[:upto]).max()
-    rows = np.abs(real.embeddings - embeddings).max()
-    return [
-        Row(name, "vision", against, float(rows), EMBEDDINGS, f"{real.tile_ms:.1f} ms a tile"),
-        Row(
-            name,
-            "decoder",
-            against,
-            float(logits),
-            LOGITS,
-            f"{same} of {len(real.ids)} tokens equal, {real.token_ms:.1f} ms a token",
-        ),
-    ]
+    difference = float(np.abs(real.logits[:upto] - other.logits[:upto]).max())
+    note = f"{same} of {len(real.ids)} tokens equal, {real.token_ms:.1f} ms a token"
+    return Row(name, part, against, difference, LOGITS, note)
 
 
 def table(rows: Sequence[Row]) -> str:

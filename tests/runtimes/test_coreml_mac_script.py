@@ -43,9 +43,10 @@ def test_its_table(
     install(monkeypatch)
     assert script.main(["--steps", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 6
-    assert sum("against" not in line and "4 of 4 tokens equal" in line for line in lines) == 3
-    assert "| random, 4 bits | vision | interpreter | 0.0000 |" in lines[-2]
+    assert len(lines) == 2 + 2 * 4 + 2
+    assert sum("against" not in line and "4 of 4 tokens equal" in line for line in lines) == 5
+    assert "| random, 4 bits | vision | interpreter | 0.0000 |" in lines[-4]
+    assert "| random, 4 bits | adapter removed | before it | 0.0000 | 0 |" in lines[-1]
 
 
 def test_a_kernel_that_is_off(
@@ -62,4 +63,21 @@ def test_a_kernel_that_is_off(
     install(monkeypatch)
     monkeypatch.setattr("edgevlm.runtimes.coreml_predict.Package", Off)
     assert script.main([str(smolvlm_coreml), "--steps", "2"]) == 1
-    assert capsys.readouterr().out.count("TOO FAR") == 2
+    assert capsys.readouterr().out.count("TOO FAR") == 3
+
+
+def test_an_adapter_that_stays(
+    script: ModuleType,
+    smolvlm_coreml: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Keeping(InterpretedPackage):
+        def write_state(self, state, name, value):  # type: ignore[no-untyped-def]
+            if value.any():
+                super().write_state(state, name, value)
+
+    install(monkeypatch)
+    monkeypatch.setattr("edgevlm.runtimes.coreml_predict.Package", Keeping)
+    assert script.main([str(smolvlm_coreml), "--steps", "2"]) == 1
+    assert capsys.readouterr().out.count("TOO FAR") == 1
