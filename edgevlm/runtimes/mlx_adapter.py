@@ -30,6 +30,7 @@ from edgevlm.errors import AdapterMismatch, NotSupported, RuntimeFailed
 Module: TypeAlias = Callable[[mx.array], mx.array]
 # A [in, rank] and B [rank, out].
 Matrices: TypeAlias = tuple[mx.array, mx.array]
+_LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -171,6 +172,14 @@ class AdaptableModules:
                 f" {update.b.shape}, {self._model} takes {wanted[0]} and {wanted[1]}.",
                 hint="Use an adapter that was made for this model.",
             )
+        if linear.dtype == mx.float16:
+            largest = max(float(abs(each).max()) for each in (update.a, update.b))
+            if largest > _LARGEST_FLOAT16:
+                raise NotSupported(
+                    f"At {name} the adapter {lora.name} has numbers up to {largest:.2g}, beyond"
+                    f" the float16 of {self._model}.",
+                    hint="Use a model in bfloat16 or float32.",
+                )
 
 
 def decoder_modules(

@@ -414,3 +414,22 @@ def test_a_model_of_16_bits_stays_at_16_bits(
     assert np.corrcoef(found, expected)[0, 1] > 0.99 > np.corrcoef(base, expected)[0, 1]
     assert context._cache is not None
     assert {layer.keys.dtype for layer in context._cache.layers} == {mx.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_numbers_beyond_float16_are_refused(
+    smolvlm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype
+) -> None:
+    folder = Path(shutil.copytree(smolvlm_source, tmp_path / "model"))
+    weights = {name: array.astype(dtype) for name, array in read_weights(folder).items()}
+    mx.save_safetensors(str(folder / WEIGHTS), weights, {"format": "mlx"})
+    monkeypatch.setattr(mlx_loading, "on_metal", lambda: True)
+    model, lora = load(folder), random_lora(folder)
+    update = lora.decoder[QUERY]
+    large = LowRank(update.a * np.float32(1e-5), update.b * np.float32(1e7))
+    if dtype == mx.float16:
+        with pytest.raises(NotSupported, match=r"q_proj .* odd has numbers .* beyond the float16"):
+            model.load_adapter(changed(lora, QUERY, large))
+    else:
+        context = adapted(model, {model.load_adapter(changed(lora, QUERY, large)): 1.0})
+        assert np.isfinite(context.extend([IDS], Cancel())).all()
