@@ -7,9 +7,10 @@
 
 The first table runs a small random-weight SmolVLM at each runtime's full precision: the largest
 deviation of any logit from transformers, over greedy answers of 32 tokens, and whether all
-tokens are the same. The second runs SmolLM2-135M's real weights on one 4-bit grid: how often
-the first choice is that of the same weights dequantised, over so many tokens of a text
-that are read whatever the model would say, and how far greedy answers are the same.
+tokens are the same; an adapter is one that PEFT has merged into the weights of transformers. The
+second runs SmolLM2-135M's real weights on one 4-bit grid: how often the first choice is that of
+the same weights dequantised, over so many tokens of a text that are read whatever the model would
+say, and how far greedy answers are the same.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from peft_reference import PeftReference
 from smollm2 import VARIANTS, SmolLM2, fetch, forced_logits, greedy
 from smolvlm_factory import make_random_model
 
+from edgevlm.adapters.peft import read_peft
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
@@ -48,11 +51,20 @@ CASES = {
     "three images": "three images",
     "tiled image": "a tiled image",
     "follow-up": "a follow-up",
+    "adapter": "one image",
+}
+
+# Of the decoder, in PEFT's words.
+ALL_LINEAR = {
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": "all-linear",
+    "exclude_modules": r".*(vision_model|connector)\..*",
 }
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Entry:
     """How a runtime takes part: at which precision, within what of a logit with a deviation
     of 3, and how its files are made of a folder with safetensors."""
 
@@ -87,12 +99,12 @@ def _coreml(source: Path, target: Path) -> None:
     export_coreml(source, target, bits=16, context_length=1024)
 
 
-ADAPTERS = (
-    Adapter("onnx", "fp32", 1e-3, 1e-3, _onnx),
+ENTRIES = (
+    Entry("onnx", "fp32", 1e-3, 1e-3, _onnx),
     # ggml looks GELU up in a table of 16-bit numbers: pictures, not text.
-    Adapter("llamacpp", "fp32", 1e-3, 5e-3, _llamacpp),
-    Adapter("mlx", "fp32", 1e-3, 1e-3, _mlx),
-    Adapter("coreml", "fp16", 0.03, 0.03, _coreml),
+    Entry("llamacpp", "fp32", 1e-3, 5e-3, _llamacpp),
+    Entry("mlx", "fp32", 1e-3, 1e-3, _mlx),
+    Entry("coreml", "fp16", 0.03, 0.03, _coreml),
 )
 
 
@@ -143,6 +155,10 @@ class Parts:
     def context(self) -> PrefixContext:
         return PrefixContext(self._language.new_context())
 
+    def use_adapter(self, context: PrefixContext, folder: Path) -> None:
+        lora = read_peft(folder, name="adapter")
+        context.use_adapters({self._language.load_adapter(lora): 1.0})
+
     def prompt(self, name: str) -> Prompt:
         turns = []
         for role, parts in _tests_of_onnx().CONVERSATIONS[name]:
@@ -170,27 +186,35 @@ def full_precision(runtimes: Sequence[str], scratch: Path) -> Iterable[Cell]:
         patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
         patch.setattr(_tests_of_onnx(), "STEPS", STEPS)
         reference = _tests_of_onnx().Reference(source)
-        for adapter in ADAPTERS:
-            if adapter.runtime in runtimes:
-                target = scratch / adapter.runtime
-                adapter.make(source, target)
-                parts = Parts(target, adapter.runtime)
+        peft = PeftReference(source)
+        lora = peft.save(scratch / "adapter", **ALL_LINEAR).folder
+        merged = _tests_of_onnx().Reference(source, peft.merged({lora: 1.0}))
+        for entry in ENTRIES:
+            if entry.runtime in runtimes:
+                target = scratch / entry.runtime
+                entry.make(source, target)
+                parts = Parts(target, entry.runtime)
                 for case in CASES:
-                    yield _cell(adapter, parts, case, reference)
+                    if case == "adapter":
+                        yield _cell(entry, parts, case, merged, lora)
+                    else:
+                        yield _cell(entry, parts, case, reference)
 
 
-def _cell(adapter: Adapter, parts: Parts, case: str, reference: Any) -> Cell:
+def _cell(entry: Entry, parts: Parts, case: str, reference: Any, lora: Path | None = None) -> Cell:
     context = parts.context()
+    if lora is not None:
+        parts.use_adapter(context, lora)
     if case == "follow-up":
         parts.answer(context, parts.prompt(CASES["tiled image"]))
     prompt = parts.prompt(CASES[case])
     ids, logits = parts.answer(context, prompt)
     expected = reference.answer(CASES[case])
     deviation = float(np.abs(logits - expected.logits).max())
-    tolerance = adapter.pictures if prompt.images else adapter.text
+    tolerance = entry.pictures if prompt.images else entry.text
     same = ids == expected.ids
     context.close()
-    return Cell(adapter.runtime, adapter.precision, case, deviation, tolerance, same)
+    return Cell(entry.runtime, entry.precision, case, deviation, tolerance, same)
 
 
 # What is asked of SmolLM2 at 4 bits. ggml rounds activations to 8 bits on every CPU, whatever the
@@ -257,7 +281,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = [adapter.runtime for adapter in ADAPTERS]
+    known = [entry.runtime for entry in ENTRIES]
     parser.add_argument("--runtimes", nargs="+", choices=known, default=known)
     parser.add_argument("--tokens", type=int, default=1000, help="of the 4-bit part")
     parser.add_argument("--gguf", type=Path, help="SmolLM2's file, instead of the store's")

@@ -11,7 +11,7 @@ import parity
 import pytest
 from smollm2 import VARIANTS, SmolLM2
 
-RUNTIMES = [adapter.runtime for adapter in parity.ADAPTERS]
+RUNTIMES = [entry.runtime for entry in parity.ENTRIES]
 N_TOKENS = 80
 
 

@@ -92,11 +92,11 @@ class Answer:
 
 
 class Reference:
-    """transformers: processor and model of one folder."""
+    """transformers: the processor of a folder, and its model or another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Any = None) -> None:
         self.case: Case = make_case(folder)
-        self._model = load_reference(folder)
+        self._model = model or load_reference(folder)
         self._model.generation_config.eos_token_id = None
         self._answers: dict[str, Answer] = {}
 
