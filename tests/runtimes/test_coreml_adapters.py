@@ -94,7 +94,7 @@ def test_as_if_merged(
     np.testing.assert_allclose(found, expected, rtol=0, atol=LOGITS * expected.std())
     assert np.abs(found - base).max() > 0.5
     context.use_adapters({})
-    np.testing.assert_array_equal(logits(context), base)
+    assert logits(context).tobytes() == base.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_room_for_adapters_changes_no_bit_of_the_base(
     model: CoreMLLanguageModel, without_room: Path
 ) -> None:
     plain = CoreMLParts(without_room).language
-    np.testing.assert_array_equal(logits(model.new_context()), logits(plain.new_context()))
+    assert logits(model.new_context()).tobytes() == logits(plain.new_context()).tobytes()
 
 
 def test_a_package_without_room_answers_on(without_room: Path, mixes: Mapping[str, Scaled]) -> None:
