@@ -39,9 +39,9 @@ class Effort:
     def __init__(self, moves: int = _MOST_MOVES) -> None:
         self._left = moves
 
-    def spend(self) -> None:
+    def spend(self, moves: int = 1) -> None:
         """Raises ValueError where nothing is left."""
-        self._left -= 1
+        self._left -= moves
         if self._left < 0:
             raise ValueError("it takes too long to match")
 
@@ -82,6 +82,7 @@ class _Subject:
         """The positions at which one of a set stands, found once for every way to write it."""
         found = self._of_set.get(characters.written)
         if found is None:
+            self.spend(len(self.positions))
             found = sum(at for c, at in self.positions.items() if characters.takes(c))
             self._of_set[characters.written] = found
         return found

@@ -42,12 +42,12 @@ _DECODER = re.compile(
 # What PEFT keeps beside the two matrices of a linear module, by what stands in its name.
 _OTHERS = {
     "lora_magnitude_vector": "DoRA's magnitudes",
-    "lora_embedding_": "changed embeddings",
     "lora_B.bias": "changed biases",
     "lora_B.default.bias": "changed biases",
     "modules_to_save": "modules that are saved whole",
     "token_adapter": "trained token embeddings",
     "embed_tokens": "changed token embeddings",
+    "lora_embedding_": "changed embeddings",
     "lm_head": "a changed output head",
 }
 
