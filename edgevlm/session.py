@@ -195,7 +195,7 @@ class Session:
 
         What the conversation has computed belongs to the adapters that computed it: after a
         swap, and after a swap back, the next answer computes the whole prompt anew, all but
-        the pictures' embeddings.
+        the pictures' embeddings by the same adapters of the vision encoder.
 
         Raises UsageError for a scale or name that can't be, or the same adapter twice;
         UnknownAdapter, AdapterCorrupt, AdapterMismatch for one of another base, and
@@ -285,8 +285,8 @@ class Session:
             turn = self._prepare(question, system, cancel)
             prompt = self._render(system, turn)
             self._check_room(prompt)
-            self._context.use_adapters(adapters.loaded)
-            logits, kept = self._prefill(prompt, cancel, clock)
+            self._context.use_adapters(adapters.decoder, adapters.vision)
+            logits, kept = self._prefill(prompt, adapters, cancel, clock)
             steps = decode(
                 logits,
                 lambda token_id: self._context.extend(token_id, cancel),
@@ -378,10 +378,13 @@ class Session:
                 hint="Ask something shorter, send fewer pictures, or begin a new conversation.",
             )
 
-    def _prefill(self, prompt: Prompt, cancel: Cancel, clock: Clock) -> tuple[Logits, int]:
+    def _prefill(
+        self, prompt: Prompt, adapters: ActiveSet, cancel: Cancel, clock: Clock
+    ) -> tuple[Logits, int]:
         before = time.perf_counter()
         embeddings = {
-            i: self.model.embed(prompt.images[i], cancel) for i in self._context.needs(prompt)
+            i: self.model.embed(prompt.images[i], cancel, adapters.vision)
+            for i in self._context.needs(prompt)
         }
         clock.vision = time.perf_counter() - before
         cancel.check()

@@ -35,7 +35,7 @@ class Resident:
     """
 
     name: str
-    loaded: LoadedAdapter | None
+    decoder: LoadedAdapter | None
     vision: LoadedAdapter | None
     n_bytes: int
     scale: float = 1.0
@@ -43,7 +43,7 @@ class Resident:
     notice: str | None = None
 
     def close(self) -> None:
-        for part in (self.loaded, self.vision):
+        for part in (self.decoder, self.vision):
             if part is not None:
                 part.close()
 
@@ -152,9 +152,9 @@ class ActiveSet:
         return ActiveSet([*others, (resident, scale)])
 
     @property
-    def loaded(self) -> Adapters:
+    def decoder(self) -> Adapters:
         """What a context of the decoder adds."""
-        return {r.loaded: scale for r, scale in self._scales if r.loaded is not None}
+        return {r.decoder: scale for r, scale in self._scales if r.decoder is not None}
 
     @property
     def vision(self) -> Adapters:
