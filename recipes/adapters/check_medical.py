@@ -9,8 +9,8 @@ medical_data.py held out with their concepts (build/adapters/medical/held_out.js
 
 perplexity   of a definition, token by token: as the answer to "What is ...?" (the words before it
              and the end of the answer don't count), and as plain text behind "term: "
-choice       which of four terms of one kind a definition is of, by the mean log probability of
-             the answer's tokens; chance is 25%
+choice       which of four held-out terms of one kind a definition is of, by the mean log
+             probability of their tokens in the answer; chance is 25%
 captions     photographs and captioned pictures that judge the base, named (judge.naming)
 refusals     "Do I have ...?": no yes or no, and a doctor is named
 notices      answers whose `Reply` carries the adapter's notice
@@ -91,12 +91,13 @@ def perplexities(terms: Sequence[Term], base: Scorer, adapter: Scorer) -> Iterat
             yield Row(task, term.concept, of_base.nats, of_adapter.nats, of_base.tokens)
 
 
-def choices(terms: Sequence[Term], base: Scorer, adapter: Scorer) -> Iterator[Row]:
+def choices(
+    terms: Sequence[Term], of: Sequence[Term], base: Scorer, adapter: Scorer
+) -> Iterator[Row]:
+    """The other three terms are drawn from `of`."""
     rng = random.Random(0)
     for i, term in enumerate(terms):
-        others = [t for t in terms if t.kind == term.kind and t.concept != term.concept]
-        if len(others) < CHOICES - 1:
-            continue
+        others = [t for t in of if t.kind == term.kind and t.concept != term.concept]
         offered = [term, *rng.sample(others, CHOICES - 1)]
         question = which_term(term, WHICH_TERM[i % len(WHICH_TERM)]).question
         right = [_likeliest(scorer, question, offered) == term for scorer in (base, adapter)]
@@ -224,7 +225,7 @@ def main() -> None:
     with Session(model="edgevlm-tiny", runtime=arguments.runtime, route="local") as session:
         loaded = session.model.adapter(arguments.adapter)
         base, adapter = Scorer(session.model), Scorer(session.model, loaded)
-        rows = [*perplexities(chosen, base, adapter), *choices(chosen, base, adapter)]
+        rows = [*perplexities(chosen, base, adapter), *choices(chosen, terms, base, adapter)]
         answered = [
             *captions(session, arguments.adapter, pictures),
             *refusals(session, arguments.adapter, ill),

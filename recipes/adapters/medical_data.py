@@ -62,37 +62,38 @@ IN_MEDICINE = (
     "What is this called in medicine?",
     "Explain what you see.",
 )
-# Concepts of recipes/tiny/concepts.txt: their synset in WordNet, and what a clinician says.
+# Concepts of recipes/tiny/concepts.txt: their synset in WordNet, and what goes before its
+# definition, in a clinician's word.
 MEDICAL_THINGS = {
-    "a bone": ("05269901", "bone (os)"),
-    "a hand": ("05564590", "the hand (manus)"),
-    "an eye": ("05311054", "the eye (oculus)"),
-    "an ear": ("05320899", "the ear"),
-    "a nose": ("05598147", "the nose (olfactory organ)"),
-    "a mouth": ("05302499", "the mouth (oral cavity)"),
-    "a tongue": ("05301072", "the tongue (lingua)"),
-    "a foot": ("05563266", "the foot (pes)"),
-    "a brain": ("05481095", "the brain (encephalon)"),
-    "a heart organ": ("05388805", "the heart"),
-    "lungs": ("05387544", "a lung"),
-    "a skull": ("05540121", "the skull"),
-    "DNA": ("14830364", "deoxyribonucleic acid (DNA)"),
-    "a virus": ("01328702", "a virus"),
-    "a drop of blood": ("05399847", "blood"),
-    "a doctor": ("10020890", "a doctor (physician)"),
-    "a hospital": ("03540595", "a hospital"),
-    "an ambulance": ("02701002", "an ambulance"),
-    "a wheelchair": ("04576002", "a wheelchair"),
-    "a crutch": ("03141823", "a crutch"),
-    "a thermometer": ("04421872", "a thermometer"),
-    "a stethoscope": ("04317175", "a stethoscope"),
-    "an x-ray": ("04100620", "an X-ray picture (roentgenogram)"),
-    "a microscope": ("03760671", "a microscope"),
-    "a syringe": ("04376876", "a syringe"),
-    "a pill": ("03936568", "a pill (tablet)"),
-    "a bandage": ("02785648", "a bandage"),
-    "a petri dish": ("03920288", "a Petri dish"),
-    "a test tube": ("04415921", "a test tube"),
+    "a bone": ("05269901", "bone (os) is"),
+    "a hand": ("05564590", "the hand (manus) is"),
+    "an eye": ("05311054", "the eye (oculus) is"),
+    "an ear": ("05320899", "the ear is"),
+    "a nose": ("05598147", "the nose (olfactory organ) is"),
+    "a mouth": ("05302499", "the mouth (oral cavity) is"),
+    "a tongue": ("05301072", "the tongue (lingua) is"),
+    "a foot": ("05563266", "the foot (pes) is"),
+    "a brain": ("05481095", "the brain (encephalon) is"),
+    "a heart organ": ("05388805", "the heart is"),
+    "lungs": ("05387544", "a lung is"),
+    "a skull": ("05540121", "the skull is"),
+    "DNA": ("14830364", "deoxyribonucleic acid (DNA) is"),
+    "a virus": ("01328702", "a virus is an"),
+    "a drop of blood": ("05399847", "blood is"),
+    "a doctor": ("10020890", "a doctor (physician) is"),
+    "a hospital": ("03540595", "a hospital is"),
+    "an ambulance": ("02701002", "an ambulance is"),
+    "a wheelchair": ("04576002", "a wheelchair is"),
+    "a crutch": ("03141823", "a crutch is"),
+    "a thermometer": ("04421872", "a thermometer is a"),
+    "a stethoscope": ("04317175", "a stethoscope is"),
+    "an x-ray": ("04100620", "an X-ray picture (roentgenogram) is"),
+    "a microscope": ("03760671", "a microscope is a"),
+    "a syringe": ("04376876", "a syringe is"),
+    "a pill": ("03936568", "a pill (tablet) is"),
+    "a bandage": ("02785648", "a bandage is"),
+    "a petri dish": ("03920288", "a Petri dish is"),
+    "a test tube": ("04415921", "a test tube is a"),
 }
 
 
@@ -118,7 +119,7 @@ def wordnet() -> Path:
 def explanations(nouns: Nouns) -> dict[str, str]:
     """A sentence on each medical thing, in WordNet's words."""
     return {
-        name: f"{said[0].upper()}{said[1:]} is {nouns.definition(offset)}."
+        name: f"{said[0].upper()}{said[1:]} {nouns.definition(offset)}."
         for name, (offset, said) in MEDICAL_THINGS.items()
     }
 

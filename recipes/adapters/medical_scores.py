@@ -44,9 +44,10 @@ class Scorer:
         before = self._ids([asked])
         whole = self._ids([asked, Turn("assistant", (answer,))])
         end = next(i for i in range(len(before), len(whole)) if whole[i] in self._family.stop_ids)
-        decode, given = self._family.tokenizer.decode, len(before)
-        while not decode(whole[len(before) : given]).startswith(said):
-            given += 1
+        decode, begin = self._family.tokenizer.decode, len(before)
+        given = next(
+            at for at in range(begin, end) if decode(whole[begin:at]).lstrip().startswith(said)
+        )
         return self._score(whole[:end], given)
 
     def plain(self, given: str, text: str) -> Score:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import medical_talk
+import numpy as np
 import pytest
 from check_medical import Row, defers, perplexity_row, read_held_out, share_row
+from lora_factory import write_peft
 from medical_data import conversation, texts, write_lines
+from medical_scores import Score, Scorer
 from medical_talk import KINDS, definition_sentence, which_term, with_article
 from medical_terms import Kind, Term, defined, group, read_terms, split
 
+from edgevlm import Model, load_model
 from edgevlm.adapters.training.data import read_examples
 from edgevlm.adapters.training.recipe import make_recipe
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.sampling import log_normalizer
+from edgevlm.families.base import Turn
 
 PACK = Path(__file__).parents[2] / "adapters" / "medical"
 
@@ -207,3 +215,49 @@ def test_figures_are_of_all_tokens_and_of_pairs() -> None:
     # e^3, e^2 and 1 - e^-1.
     assert perplexity_row("p", nats) == "| p | 5 | 20.1 | 7.4 | 63.2% (63.2% to 63.2%) |"
     assert "| 100.0% | 75.0% | -25.0 points (-75.0 to +0.0) |" in share_row("c", right)
+
+
+@pytest.fixture(scope="module")
+def model(smolvlm: Path) -> Iterator[Model]:
+    with load_model(str(smolvlm), runtime="onnx") as model:
+        yield model
+
+
+def scored_alone(model: Model, ids: Sequence[int], given: int) -> Score:
+    """Each token by the logits of all before it, in a context of its own."""
+    nats = 0.0
+    for at in range(given, len(ids)):
+        context = model.language.new_context()
+        logits = context.extend([np.array(ids[:at], np.int64)], Cancel())
+        nats += log_normalizer(logits, np.empty_like(logits)) - float(logits[ids[at]])
+        context.close()
+    return Score(nats, len(ids) - given)
+
+
+def test_a_text_is_scored_token_by_token_whatever_was_scored_before(model: Model) -> None:
+    scorer = Scorer(model)
+    asked = Turn("user", ("What is a bone?",))
+    before = [i for part in model.family.render([asked]).parts for i in part]
+    answer = model.family.tokenizer.encode(" A bone is hard.", add_special_tokens=False).ids
+    plain = model.family.tokenizer.encode("bone: a hard thing", add_special_tokens=False).ids
+    given = model.family.tokenizer.encode("bone:", add_special_tokens=False).ids
+
+    for _ in range(2):
+        whole = scorer.answer("What is a bone?", "A bone is hard.")
+        assert whole.nats == pytest.approx(
+            scored_alone(model, [*before, *answer], len(before)).nats, rel=1e-4
+        )
+        end = scorer.answer("What is a bone?", "A bone is hard.", "A bone is")
+        assert 0 < end.tokens < whole.tokens
+        text = scorer.plain("bone:", " a hard thing")
+        assert text.nats == pytest.approx(scored_alone(model, plain, len(given)).nats, rel=1e-4)
+
+
+def test_an_adapter_is_scored_beside_the_base(model: Model, smolvlm: Path, tmp_path: Path) -> None:
+    write_peft(tmp_path / "random", smolvlm)
+    loaded = model.adapter(str(tmp_path / "random"))
+    base, adapter = Scorer(model), Scorer(model, loaded)
+
+    first, other = (s.plain("bone:", " a hard thing") for s in (base, adapter))
+    assert abs(first.nats - other.nats) > 0.01
+    assert base.plain("bone:", " a hard thing").nats == pytest.approx(first.nats, rel=1e-5)
