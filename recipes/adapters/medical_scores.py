@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevlm.adapters.resident import Resident
+from edgevlm.adapters.resident import ActiveSet, Resident
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Logits
 from edgevlm.engine.sampling import log_normalizer
@@ -34,7 +34,7 @@ class Scorer:
         self._family = model.family
         self._context = model.language.new_context()
         if adapter is not None:
-            self._context.use_adapters({adapter.loaded: adapter.scale})
+            self._context.use_adapters(ActiveSet([(adapter, None)]).decoder)
         self._held: list[int] = []
 
     def answer(self, question: str, answer: str, said: str = "") -> Score:
