@@ -38,17 +38,28 @@ from projector import (
 from seen import MAX_THINGS, NUMBERS, PLACE_EDGES, SIZE_EDGES, SLOT_WIDTH, SORTS, SURFACES
 from spatial_projector import (
     ALIKE_FROM,
+    BLUE,
+    BROWN,
+    BROWN_FROM_OTHERS,
+    BROWN_TO_RED,
     CHART,
     CONCEPT_IN_PHOTO_AT,
+    GREEN,
     LARGE_FROM,
     NAME_IN_PHOTO_AT,
     NOTHING,
+    ORANGE,
     PART_FROM,
     PHOTO,
+    PINK,
+    PURPLE,
+    RED,
     SECOND_AT,
     STRAY_WORD_AT,
     SURE_THING_AT,
     SURFACE_AT,
+    TEAL_FROM_PURPLE,
+    TEAL_TO_GREEN,
     TEXT,
     THING_AT,
     THING_IN_PHOTO_AT,
@@ -190,7 +201,7 @@ class _Projector:
         told = do.either(in_drawing, do("Greater", count, do.index(0)))
         number = do("Where", told, count, self._blank)
         self.of_picture = (*reading, self._sort, number, *self._word(word))
-        self.of_things = self._slots(look, kept, named, second)
+        self.of_things = self._slots(look, kept, alone, named, second)
 
     def _sort_of(self, look: LookNodes, word: WordNodes) -> str:
         do = self._do
@@ -372,7 +383,37 @@ class _Projector:
         rows = (word.row, word.row, self._blank)
         return do.first_match(conditions, certainties), do.first_match(conditions, rows)
 
-    def _slots(self, look: LookNodes, kept: str, named: _Reading, second: str) -> list[str]:
+    def _surfaces(self, look: LookNodes, alone: str) -> str:
+        """The surfaces [n, 5] of things."""
+        do = self._do
+        surfaces = do("Softmax", look.thing_surfaces, axis=-1)
+        surfaces = do("Gather", surfaces, do.index(np.arange(len(SURFACES))), axis=-1)
+        probability, best = do.likeliest(surfaces)
+        told = do("Gather", look.thing_surfaces, do.index(np.arange(len(SURFACES))), axis=-1)
+        top = do.likeliest(told)[0]
+
+        def leads(surface: int, at: float) -> str:
+            """Whether the likeliest is so far before this one."""
+            logit = do("Gather", told, do.index(surface), axis=-1)
+            return do.at_least(do("Sub", top, logit), at)
+
+        brown = do.both(
+            do.is_any(best, RED),
+            do.along(alone, 1),
+            do("Not", leads(BROWN, BROWN_TO_RED)),
+            *(leads(other, BROWN_FROM_OTHERS) for other in (ORANGE, PINK)),
+        )
+        teal = do.both(
+            do.is_any(best, BLUE),
+            do("Not", leads(GREEN, TEAL_TO_GREEN)),
+            leads(PURPLE, TEAL_FROM_PURPLE),
+        )
+        one_colour = do.both(do.at_least(probability, SURFACE_AT), do("Not", teal))
+        return do("Where", one_colour, do("Where", brown, do.index(BROWN), best), self._blank)
+
+    def _slots(
+        self, look: LookNodes, kept: str, alone: str, named: _Reading, second: str
+    ) -> list[str]:
         """The fields of `Slot`s [n, 5], from left to right and then blank."""
         do = self._do
         x0, y0, x1, y1 = self._sides(look)
@@ -389,15 +430,11 @@ class _Projector:
             first = do.either(do("Less", *pair), do.both(do("Equal", *pair), sooner))
             return do.count(do.both(others, first))
 
-        surfaces = do("Softmax", look.thing_surfaces, axis=-1)
-        surfaces = do("Gather", surfaces, do.index(np.arange(len(SURFACES))), axis=-1)
-        surface_probability, surface = do.likeliest(surfaces)
-        one_colour = do.at_least(surface_probability, SURFACE_AT)
         clear = do.is_any(named.certainty, CLEAR)
         fields = (
             do("Where", clear, do.index(CLEAR), do.index(PROBABLY)),
             do.count(do.both(others, do("Equal", *names))),
-            do("Where", one_colour, surface, self._blank),
+            self._surfaces(look, alone),
             named.name,
             second,
             do.steps_passed(centre_y, PLACE_EDGES),

@@ -71,6 +71,15 @@ def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
+def leading(first: str, **behind: float) -> NDArray[np.float32]:
+    """Logits of a surface that leads others by so much, and the rest by 20."""
+    logits = np.full(len(SURFACES) + 1, 10, np.float32)
+    logits[SURFACES.index(first)] = 30
+    for name, lead in behind.items():
+        logits[SURFACES.index(name)] = 30 - lead
+    return logits
+
+
 def a_look(seed: int, n_concepts: int) -> Look:
     """Measurements of every kind: sure, torn, on a coarse grid, so that there are equal ones."""
     rng = np.random.default_rng(seed)
@@ -81,6 +90,10 @@ def a_look(seed: int, n_concepts: int) -> Look:
 
     classes = logits(1000) / 4
     classes[rng.integers(1000, size=2)] += rng.uniform(0, 10, 2).astype(np.float32)
+    surfaces = logits(5, len(SURFACES) + 1)
+    if seed % 4 == 0:  # as of reddish brown and of teal, or nearly so
+        surfaces[rng.random(5) < 0.7] = leading("red", brown=rng.integers(5, 8), pink=5)
+        surfaces[rng.random(5) < 0.4] = leading("blue", green=rng.integers(9, 12), purple=9)
     corners = rng.integers(0, 10, (5, 2, 2)) / np.float32(9)
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     return Look(
@@ -90,7 +103,7 @@ def a_look(seed: int, n_concepts: int) -> Look:
         boxes.astype(np.float32),
         rng.choice(np.array([0.1, 0.5, 0.9, 1], np.float32), 5) * np.float32(rng.choice([0.4, 1])),
         logits(5, n_concepts),
-        logits(5, len(SURFACES) + 1),
+        surfaces,
         int(rng.integers(len(WORDS))),
         float(np.float32(rng.random())),
     )
@@ -234,6 +247,36 @@ def test_one_thing_is_named_by_its_glimpse_and_the_whole(
         "probably a sailboat a boat a vehicle things one "
         "probably one sailboat star middle center first first small"
     )
+
+
+@pytest.mark.parametrize(
+    ("logits", "told"),
+    [
+        (leading("red", brown=12), "red"),
+        (leading("red", brown=6, orange=4), "red"),
+        (leading("red", brown=6, pink=4), "red"),
+        (leading("red", brown=6, orange=5, pink=5), "brown"),
+        (leading("blue", green=11, purple=12), "blue"),
+        (leading("blue", green=6, purple=8), "blue"),
+        (leading("blue", green=6, purple=12), ""),
+        (leading("purple", green=6, blue=3), "purple"),
+    ],
+)
+def test_reddish_brown_is_brown_and_teal_no_blue(
+    vocabulary: Vocabulary, logits: NDArray[np.float32], told: str
+) -> None:
+    look = replace(
+        a_look(1, len(vocabulary.concept_rows)),
+        sorts=np.eye(len(SORTS), dtype=np.float32)[THINGS] * 9,
+        thing_surfaces=np.tile(logits, (5, 1)),
+        objectness=np.array([1, 0, 0, 0, 0], np.float32),
+        word_probability=0.0,
+    )
+    (slot,) = sight(look, vocabulary).spatial.slots
+    assert slot.surface == (SURFACES.index(told) if told else -1)
+
+    (slot, *_) = sight(replace(look, objectness=np.ones(5, np.float32)), vocabulary).spatial.slots
+    assert slot.surface == (-1 if not told else SURFACES.index("red" if told == "brown" else told))
 
 
 def test_a_runner_up_is_told_and_of_a_kind_the_likeliest_one(
