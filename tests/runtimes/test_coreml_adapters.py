@@ -3,59 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from coreml_factory import OPTIONS, CoreMLParts, coreml_files
 from coreml_interpreter import InterpretedPackage, install
 from coremltools.proto import Model_pb2
+from decoder_adapters import IDS, MISFITS, Scaled, changed, logits, merged_logits, mixtures, use
 from lora_factory import random_lora, write_peft
-from numpy.typing import NDArray
-from smolvlm_factory import load_reference
 
 from edgevlm import Session
 from edgevlm.adapters.peft import read_peft
-from edgevlm.engine.adapter import Lora, LowRank
+from edgevlm.engine.adapter import LowRank
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import AdapterMismatch, ModelCorrupt, NotSupported, RuntimeFailed
 from edgevlm.model import load_model
 from edgevlm.models.coreml_export import export_coreml
 from edgevlm.runtimes.coreml_adapter import LORA_STATES
-from edgevlm.runtimes.coreml_decoder import CoreMLContext, CoreMLLanguageModel
+from edgevlm.runtimes.coreml_decoder import CoreMLLanguageModel
 
-IDS = np.random.default_rng(0).integers(3, 300, 40)
 # Of the deviation of the logits, which is 3. Those above 8 have steps of 0.008 at 16 bits, and
 # the same updates merged into the weights before a conversion come as far from float32.
 LOGITS = 1e-2
-Scaled = Sequence[tuple[Lora, float]]
-
-
-def logits(context: CoreMLContext) -> NDArray[np.float32]:
-    """Those of the last id, prefilled and then decoded one by one, from nothing."""
-    context.truncate(0)
-    context.extend([IDS[:-3]], Cancel())
-    return [context.extend([IDS[i : i + 1]], Cancel()) for i in range(len(IDS) - 3, len(IDS))][-1]
-
-
-def use(model: CoreMLLanguageModel, context: CoreMLContext, adapters: Scaled) -> None:
-    context.use_adapters({model.load_adapter(lora): scale for lora, scale in adapters})
-
-
-@torch.no_grad()
-def merged_logits(source: Path, adapters: Scaled) -> NDArray[np.float32]:
-    """transformers in float32 with the adapters in its weights."""
-    model = load_reference(source)
-    for lora, scale in adapters:
-        for name, update in lora.decoder.items():
-            weight = model.model.text_model.get_submodule(name).weight
-            weight += scale * torch.from_numpy(update.b) @ torch.from_numpy(update.a)
-    found: NDArray[np.float32] = model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1].numpy()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +38,9 @@ def model(smolvlm_coreml: Path) -> CoreMLLanguageModel:
 
 @pytest.fixture(scope="module")
 def mixes(smolvlm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Scaled]:
-    rank_8 = random_lora(smolvlm_source, name="rank-8")
-    pattern = {r"layers\.1\.self_attn\.q_proj": 4, "up_proj": 2, "down_proj": 24}
-    rank_16 = random_lora(smolvlm_source, name="rank-16", rank=16, rank_pattern=pattern, seed=1)
-    values = random_lora(smolvlm_source, name="values", targets=["v_proj", "gate_proj"], seed=2)
     folder = tmp_path_factory.mktemp("rslora")
     write_peft(folder, smolvlm_source, rank=16, alpha=8, rslora=True, seed=3)
-    return {
-        "rank 8": [(rank_8, 1.0)],
-        "rank 16 with exceptions": [(rank_16, 1.0)],
-        "rsLoRA": [(read_peft(folder, name="rslora"), 1.0)],
-        "some modules": [(values, 1.0)],
-        "two with scales": [(rank_8, 0.75), (rank_16, -0.5)],
-    }
+    return {**mixtures(smolvlm_source), "rsLoRA": [(read_peft(folder, name="rslora"), 1.0)]}
 
 
 @pytest.mark.parametrize(
@@ -229,24 +192,7 @@ def test_numbers_beyond_16_bits(model: CoreMLLanguageModel, mixes: Mapping[str, 
         model.load_adapter(changed(lora, "layers.1.self_attn.q_proj", huge))
 
 
-def changed(lora: Lora, module: str, update: LowRank) -> Lora:
-    return Lora("strange", "0" * 64, {**lora.decoder, module: update}, {})
-
-
-def update(in_features: int, out_features: int) -> LowRank:
-    return LowRank(np.ones((2, in_features), np.float32), np.ones((out_features, 2), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("module", "strange", "message"),
-    [
-        ("layers.0.self_attn.q_proj", update(96, 64), "from 96 to 64 .* random goes from 64 to 64"),
-        ("layers.0.self_attn.k_proj", update(64, 64), "from 64 to 64 .* random goes from 64 to 32"),
-        ("layers.1.mlp.down_proj", update(64, 128), "from 64 to 128 .* from 128 to 64"),
-        ("layers.2.mlp.up_proj", update(64, 128), r"strange changes layers\.2\.mlp\.up_proj,"),
-        ("layers.0.mlp.experts.0.up_proj", update(64, 128), "random doesn't have"),
-    ],
-)
+@pytest.mark.parametrize(("module", "strange", "message"), MISFITS)
 def test_refuses_adapters_of_another_base(
     model: CoreMLLanguageModel,
     mixes: Mapping[str, Scaled],

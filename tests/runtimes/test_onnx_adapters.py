@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from decoder_adapters import IDS, MISFITS, Scaled, changed, logits, merged_logits, mixtures, use
 from lora_factory import random_lora
 from numpy.typing import NDArray
-from smolvlm_factory import load_reference
 
-from edgevlm.engine.adapter import Lora, LowRank
+from edgevlm.engine.adapter import LowRank
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
 from edgevlm.errors import AdapterMismatch, RuntimeFailed
@@ -25,10 +25,8 @@ from edgevlm.models.onnx_export.quantize import dequantize_blocks, quantize_bloc
 from edgevlm.models.onnx_export.skeleton import write_skeletons
 from edgevlm.models.tiny import WEIGHTS_NAME
 from edgevlm.models.tiny_layout import weights_layout
-from edgevlm.runtimes.onnx_decoder import OnnxContext, OnnxLanguageModel
+from edgevlm.runtimes.onnx_decoder import OnnxLanguageModel
 
-IDS = np.random.default_rng(0).integers(3, 300, 40)
-Scaled = Sequence[tuple[Lora, float]]
 EXPORTS: dict[str, dict[str, Any]] = {
     "gqa": {"attention": "gqa"},
     "plain": {"attention": "plain"},
@@ -45,29 +43,13 @@ def load(folder: Path) -> OnnxLanguageModel:
     return OnnxLanguageModel(ModelFiles("random", folder, roles), LoadOptions(threads=1))
 
 
-def logits(context: OnnxContext, ids: NDArray[np.int64] = IDS) -> NDArray[np.float32]:
-    """Those of the last of `ids`, prefilled and then decoded one by one, from nothing."""
-    context.truncate(0)
-    context.extend([ids[:-3]], Cancel())
-    return [context.extend([ids[i : i + 1]], Cancel()) for i in range(len(ids) - 3, len(ids))][-1]
-
-
 @torch.no_grad()
-def merged_logits(source: Path, adapters: Scaled, bits: int = 32) -> NDArray[np.float32]:
-    """transformers with the adapters in its weights, these on their grid before."""
-    model = load_reference(source)
-    text = model.model.text_model
-    if bits == 4:
-        for name, module in text.named_modules():
-            if name.endswith(("_proj", "embed_tokens")):
-                _put_on_grid(module.weight, 8 if name == "embed_tokens" else 4)
-        _put_on_grid(model.lm_head.weight, 8)
-    for lora, scale in adapters:
-        for name, update in lora.decoder.items():
-            weight = text.get_submodule(name).weight
-            weight += scale * torch.from_numpy(update.b) @ torch.from_numpy(update.a)
-    found: NDArray[np.float32] = model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1].numpy()
-    return found
+def on_grids(model: Any) -> None:
+    """Weights as a 4-bit export rounds them."""
+    for name, module in model.model.text_model.named_modules():
+        if name.endswith(("_proj", "embed_tokens")):
+            _put_on_grid(module.weight, 8 if name == "embed_tokens" else 4)
+    _put_on_grid(model.lm_head.weight, 8)
 
 
 def _put_on_grid(weight: Any, bits: int) -> None:
@@ -88,27 +70,12 @@ def model(
 
 @pytest.fixture(scope="module")
 def mixes(smolvlm_source: Path) -> Mapping[str, Scaled]:
-    rank_8 = random_lora(smolvlm_source, name="rank-8")
-    # Two layers of the text, so that `layers.1` has ranks of its own.
-    pattern = {r"layers\.1\.self_attn\.q_proj": 4, "up_proj": 2, "down_proj": 24}
-    rank_16 = random_lora(smolvlm_source, name="rank-16", rank=16, rank_pattern=pattern, seed=1)
-    values = random_lora(smolvlm_source, name="values", targets=["v_proj", "gate_proj"], seed=2)
-    return {
-        "rank 8": [(rank_8, 1.0)],
-        "rank 16 with exceptions": [(rank_16, 1.0)],
-        "some modules": [(values, 1.0)],
-        "two with scales": [(rank_8, 0.75), (rank_16, -0.5)],
-        "three": [(rank_8, 0.3), (rank_16, 0.6), (values, 2.0)],
-    }
+    return mixtures(smolvlm_source)
 
 
 @pytest.fixture(scope="module")
 def merged(mixes: Mapping[str, Scaled], smolvlm_source: Path) -> Mapping[str, NDArray[np.float32]]:
     return {name: merged_logits(smolvlm_source, mix) for name, mix in mixes.items()}
-
-
-def use(model: OnnxLanguageModel, context: OnnxContext, adapters: Scaled) -> None:
-    context.use_adapters({model.load_adapter(lora): scale for lora, scale in adapters})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +110,7 @@ def test_as_if_merged_into_dequantised_weights(
     context = model.new_context()
     mix = mixes["two with scales"]
     use(model, context, mix)
-    found, expected = logits(context), merged_logits(smolvlm_source, mix, bits=4)
+    found, expected = logits(context), merged_logits(smolvlm_source, mix, on_grids)
     # The head computes the likeliest exactly, and leaves the others their rounding.
     likeliest = np.argsort(expected)[-40:]
     np.testing.assert_allclose(found[likeliest], expected[likeliest], atol=1e-3)
@@ -320,24 +287,7 @@ def test_the_built_in_model_takes_them_with_inputs_and_without(tmp_path: Path) -
     assert np.abs(rows[0] - bases[0]).max() > 0.1
 
 
-def changed(lora: Lora, module: str, update: LowRank) -> Lora:
-    return Lora("strange", "0" * 64, {**lora.decoder, module: update}, {})
-
-
-def update(in_features: int, out_features: int) -> LowRank:
-    return LowRank(np.ones((2, in_features), np.float32), np.ones((out_features, 2), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("module", "strange", "message"),
-    [
-        ("layers.0.self_attn.q_proj", update(96, 64), "from 96 to 64 .* random goes from 64 to 64"),
-        ("layers.0.self_attn.k_proj", update(64, 64), "from 64 to 64 .* random goes from 64 to 32"),
-        ("layers.1.mlp.down_proj", update(64, 128), "from 64 to 128 .* from 128 to 64"),
-        ("layers.2.mlp.up_proj", update(64, 128), r"strange changes layers\.2\.mlp\.up_proj,"),
-        ("layers.0.mlp.experts.0.up_proj", update(64, 128), "random doesn't have"),
-    ],
-)
+@pytest.mark.parametrize(("module", "strange", "message"), MISFITS)
 def test_refuses_adapters_of_another_base(
     model: OnnxLanguageModel,
     mixes: Mapping[str, Scaled],
