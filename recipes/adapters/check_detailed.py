@@ -14,11 +14,9 @@ far.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import beside_tiny  # noqa: F401
@@ -31,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from scenes import Scenes
 from seen import Scene
+from so_far import until_stopped, write_answers
 from tasks import held_out_cutouts, seeded
 from weights import REPOSITORY
 
@@ -198,14 +197,10 @@ def main() -> None:
     # Always of everything that is packed, or the same seed would draw other pictures.
     scenes = Scenes(held_out=True, cutouts=held_out_cutouts(), photos=load_photographs())
     asked = list(draw(scenes, options.count, options.others))
-    said: list[Answer] = []
     with Session("edgevlm-tiny", runtime=options.runtime, route="local") as session:
-        try:
-            said.extend(answers(session, asked, options.pack))
-        except KeyboardInterrupt:
-            print("Stopped; these are the figures so far.\n", file=sys.stderr)
+        said = until_stopped(answers(session, asked, options.pack))
     if options.json:
-        options.json.write_text(json.dumps([asdict(answer) for answer in said], indent=1))
+        write_answers(options.json, said)
     report(said)
     show(said, options.show)
 

@@ -12,12 +12,11 @@ figures so far.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import beside_tiny  # noqa: F401
@@ -27,6 +26,7 @@ from measures import Measure, share
 from rich.console import Console
 from rich.progress import track
 from shapes_data import SHAPES, Asked, Kind, fetch, read_picture, read_questions
+from so_far import until_stopped, write_answers
 from weights import REPOSITORY
 
 from edgevlm import Session
@@ -151,16 +151,12 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print")
     parser.add_argument("--json", type=Path, help="where to write every answer")
     options = parser.parse_args()
-    said: list[Answer] = []
     with zipfile.ZipFile(fetch()) as archive:
         drawn = draw(archive, options.count)
-        try:
-            for runtime in options.runtimes:
-                said.extend(answers(runtime, archive, drawn, options.pack))
-        except KeyboardInterrupt:
-            print("Stopped; these are the figures so far.\n", file=sys.stderr)
+        asked = (answers(runtime, archive, drawn, options.pack) for runtime in options.runtimes)
+        said = until_stopped(chain.from_iterable(asked))
     if options.json:
-        options.json.write_text(json.dumps([asdict(answer) for answer in said], indent=1))
+        write_answers(options.json, said)
     report(said)
     show(said, options.show)
 

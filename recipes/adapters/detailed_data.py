@@ -15,8 +15,8 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import beside_tiny  # noqa: F401
@@ -108,15 +108,7 @@ class Shipped:
         reply = self._session.ask(question, images=[picture], max_tokens=MAX_TOKENS)
         return reply.text.strip()
 
-    def __enter__(self) -> Shipped:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._session.close()
         self._model.close()
 
@@ -189,7 +181,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="conversations to write")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
-    with Shipped() as model:
+    with closing(Shipped()) as model:
         left_out = write(Scenes(held_out=False), model, options.out, count=options.count)
     print(f"{options.count} conversations, {left_out} scenes left out: {options.out}/talks.jsonl")
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+import beside_tiny  # noqa: F401
 from medical_terms import Kind, Term
+from questions import Exchange
 
 WHAT_IS = (
     "What is {term}?",
@@ -76,12 +77,6 @@ _MASS = re.compile(
     r"|enzyme|mucus|inflammation|condition|disease|disorder|surgery|pain)\b"
 )
 _ONE = re.compile(r"(?:an?|any|one)\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    question: str
-    answer: str
 
 
 def with_article(term: Term) -> str:
