@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from lora_factory import random_lora
 from numpy.typing import NDArray
 from smolvlm_factory import load_reference
 
-from edgevlm.engine.adapter import Lora
+from edgevlm.engine.adapter import Adapters, Lora, LowRank
+from edgevlm.engine.cancel import Cancel
+from edgevlm.engine.contract import AdaptableVision, VisionEncoder
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.families import load_family
 
@@ -76,3 +78,41 @@ def merged_features(
             weight += scale * torch.from_numpy(update.b) @ torch.from_numpy(update.a)
     rows = model.get_image_features(torch.from_numpy(image.pixel_values)[None]).pooler_output
     return np.concatenate([np.asarray(tile) for tile in rows])
+
+
+class Encoder(VisionEncoder, AdaptableVision, Protocol):
+    """Both at once."""
+
+
+def loaded(encoder: AdaptableVision, loras: Mapping[Lora, float]) -> Adapters:
+    return {encoder.load_adapter(lora): scale for lora, scale in loras.items()}
+
+
+def changed(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> Lora:
+    update = LowRank(np.zeros(a, np.float32), np.zeros(b, np.float32))
+    return Lora("odd", "0" * 64, {}, {module: update})
+
+
+def check_sees_as_merged(
+    encoder: Encoder, image: ImageInput, source: Path, mixed: Mapping[Lora, float]
+) -> None:
+    """As merged weights do, and then as the base does, bit for bit."""
+    base = encoder.encode(image, Cancel())
+    found = encoder.encode_with(image, loaded(encoder, mixed), Cancel())
+    expected = merged_features(source, image, mixed)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    assert np.abs(found - base).max() > 0.1
+    np.testing.assert_array_equal(encoder.encode(image, Cancel()), base)
+
+
+def check_each_picture_has_its_own(encoder: Encoder, image: ImageInput, source: Path) -> None:
+    every, few = loaded(encoder, mixture(source, "two with scales"))
+    sets: list[Adapters] = [{}, {every: 1.0}, {few: 0.5}, {every: -1.0, few: 0.5}]
+    expected = [encoder.encode_with(image, adapters, Cancel()) for adapters in sets]
+    for _ in range(2):
+        for adapters, features in zip(sets, expected, strict=True):
+            found = encoder.encode_with(image, adapters, Cancel())
+            np.testing.assert_array_equal(found, features)
+    assert len({features.tobytes() for features in expected}) == len(sets)
+    found = encoder.encode_with(image, {every: 0.0}, Cancel())
+    np.testing.assert_array_equal(found, expected[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,18 @@ import pytest
 from lora_factory import random_lora
 from mlx_factory import OPTIONS, CountedCancel, mlx_files
 from mlx_foreign import make_llava, make_qwen25vl
-from vision_adapters import MIXTURES, merged_features, mixture, picture, vision_lora
+from vision_adapters import (
+    MIXTURES,
+    changed,
+    check_each_picture_has_its_own,
+    check_sees_as_merged,
+    loaded,
+    mixture,
+    picture,
+    vision_lora,
+)
 
-from edgevlm.engine.adapter import Adapters, Lora, LowRank
+from edgevlm.engine.adapter import Adapters, Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import AdapterMismatch, Interrupted, NotSupported, RuntimeFailed
@@ -38,49 +47,27 @@ def image(smolvlm_source: Path) -> ImageInput:
     return picture(smolvlm_source)
 
 
-def load(encoder: MlxVisionEncoder, loras: Mapping[Lora, float]) -> Adapters:
-    return {encoder.load_adapter(lora): scale for lora, scale in loras.items()}
-
-
 @pytest.mark.parametrize("name", MIXTURES)
 def test_it_sees_as_merged_weights_do(
     encoder: MlxVisionEncoder, image: ImageInput, smolvlm_source: Path, name: str
 ) -> None:
-    mixed = mixture(smolvlm_source, name)
-    base = encoder.encode(image, Cancel())
-    found = encoder.encode_with(image, load(encoder, mixed), Cancel())
-    expected = merged_features(smolvlm_source, image, mixed)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
-    assert np.abs(found - base).max() > 0.1
-    np.testing.assert_array_equal(encoder.encode(image, Cancel()), base)
+    check_sees_as_merged(encoder, image, smolvlm_source, mixture(smolvlm_source, name))
 
 
 def test_each_picture_has_its_own(
     encoder: MlxVisionEncoder, image: ImageInput, smolvlm_source: Path
 ) -> None:
-    every, few = load(encoder, mixture(smolvlm_source, "two with scales"))
-    sets: list[Adapters] = [{}, {every: 1.0}, {few: 0.5}, {every: -1.0, few: 0.5}]
-    expected = [encoder.encode_with(image, adapters, Cancel()) for adapters in sets]
-    for _ in range(2):
-        for adapters, features in zip(sets, expected, strict=True):
-            found = encoder.encode_with(image, adapters, Cancel())
-            np.testing.assert_array_equal(found, features)
-    assert len({features.tobytes() for features in expected}) == len(sets)
+    check_each_picture_has_its_own(encoder, image, smolvlm_source)
 
 
 def test_a_picture_that_is_stopped_leaves_the_base(
     encoder: MlxVisionEncoder, image: ImageInput, smolvlm_source: Path
 ) -> None:
     base = encoder.encode(image, Cancel())
-    adapters = load(encoder, mixture(smolvlm_source, "all-linear r8"))
+    adapters = loaded(encoder, mixture(smolvlm_source, "all-linear r8"))
     with pytest.raises(Interrupted):
         encoder.encode_with(image, adapters, CountedCancel(4))
     np.testing.assert_array_equal(encoder.encode(image, Cancel()), base)
-
-
-def changed(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> Lora:
-    update = LowRank(np.zeros(a, np.float32), np.zeros(b, np.float32))
-    return Lora("odd", "0" * 64, {}, {module: update})
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ must do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,19 @@ import onnx
 import pytest
 from mini_model import Mini, write_model
 from onnxruntime.quantization import quantize_dynamic
-from vision_adapters import MIXTURES, merged_features, mixture, picture, vision_lora
+from vision_adapters import (
+    MIXTURES,
+    changed,
+    check_each_picture_has_its_own,
+    check_sees_as_merged,
+    loaded,
+    merged_features,
+    mixture,
+    picture,
+    vision_lora,
+)
 
-from edgevlm.engine.adapter import Adapters, Lora, LowRank
+from edgevlm.engine.adapter import Lora
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import LoadOptions, ModelFiles
 from edgevlm.engine.prompt import ImageInput
@@ -42,21 +52,11 @@ def image(smolvlm_source: Path) -> ImageInput:
     return picture(smolvlm_source)
 
 
-def loaded(encoder: OnnxVisionEncoder, loras: Mapping[Lora, float]) -> Adapters:
-    return {encoder.load_adapter(lora): scale for lora, scale in loras.items()}
-
-
 @pytest.mark.parametrize("name", MIXTURES)
 def test_it_sees_as_merged_weights_do(
     encoder: OnnxVisionEncoder, image: ImageInput, smolvlm_source: Path, name: str
 ) -> None:
-    mixed = mixture(smolvlm_source, name)
-    base = encoder.encode(image, Cancel())
-    found = encoder.encode_with(image, loaded(encoder, mixed), Cancel())
-    expected = merged_features(smolvlm_source, image, mixed)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
-    assert np.abs(found - base).max() > 0.1
-    np.testing.assert_array_equal(encoder.encode(image, Cancel()), base)
+    check_sees_as_merged(encoder, image, smolvlm_source, mixture(smolvlm_source, name))
 
 
 def renamed(model: onnx.ModelProto) -> None:
@@ -103,21 +103,7 @@ def test_other_forms_of_the_weights(
 def test_each_picture_has_its_own(
     encoder: OnnxVisionEncoder, image: ImageInput, smolvlm_source: Path
 ) -> None:
-    every, few = loaded(encoder, mixture(smolvlm_source, "two with scales"))
-    sets: list[Adapters] = [{}, {every: 1.0}, {few: 0.5}, {every: -1.0, few: 0.5}]
-    expected = [encoder.encode_with(image, adapters, Cancel()) for adapters in sets]
-    for _ in range(2):
-        for adapters, features in zip(sets, expected, strict=True):
-            found = encoder.encode_with(image, adapters, Cancel())
-            np.testing.assert_array_equal(found, features)
-    assert len({features.tobytes() for features in expected}) == len(sets)
-    found = encoder.encode_with(image, {every: 0.0}, Cancel())
-    np.testing.assert_array_equal(found, expected[0])
-
-
-def changed(module: str, a: tuple[int, ...], b: tuple[int, ...]) -> Lora:
-    update = LowRank(np.zeros(a, np.float32), np.zeros(b, np.float32))
-    return Lora("odd", "0" * 64, {}, {module: update})
+    check_each_picture_has_its_own(encoder, image, smolvlm_source)
 
 
 @pytest.mark.parametrize(
