@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 from edgevlm.adapters.choice import AdapterChoice, Name, Wanted, read_choice
 from edgevlm.adapters.resident import ActiveSet
 from edgevlm.adapters.store import AdapterStore
-from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.contract import Logits
-from edgevlm.engine.decode import LogitMask, decode
-from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import Prompt
-from edgevlm.engine.schema import Schema
-from edgevlm.errors import CloudError, Interrupted, NotSupported, PromptTooLong, UsageError
+from edgevlm.errors import CloudError, Interrupted, NotSupported, UsageError
 from edgevlm.families.base import Detail, Turn
 from edgevlm.families.video import Content, watch
 from edgevlm.media import MediaLimits, load_image, open_video
-from edgevlm.messages import FinishReason, Reply, Route, Token, Usage
+from edgevlm.messages import FinishReason, Reply, Route, Token
 from edgevlm.model import Model, Notice, load_model
 from edgevlm.question import Question
 from edgevlm.settings import ROUTES, Settings, load_settings
-from edgevlm.stream import Clock, Stream, collect
+from edgevlm.slot import Request, Slot
+from edgevlm.stream import Clock, Stream
 
 if TYPE_CHECKING:
     from edgevlm.models.progress import Progress
@@ -94,7 +90,7 @@ class Session:
         )
         try:
             self._adapters = self._loaded(wanted)
-            self._context = PrefixContext(self.model.language.new_context())
+            self._slot = Slot(self.model)
         except BaseException:
             if self._owns_model:
                 self.model.close()
@@ -249,7 +245,7 @@ class Session:
         if self._active is not None:
             with suppress(UsageError):  # a thread is inside it, and ends it by itself
                 self._active.close()
-        self._context.close()
+        self._slot.close()
         self._adapters = ActiveSet()
         if self._owns_model:
             self.model.close()
@@ -273,62 +269,37 @@ class Session:
     def _answer(
         self, question: Question, adapters: ActiveSet, cancel: Cancel, clock: Clock
     ) -> Generator[Token, None, Reply]:
-        schema, mask = question.schema, self._mask(question.schema)
-        turn, prompt = None, Prompt(())
-        tokens: list[Token] = []
-        kept = 0
+        if question.adapters is not None:
+            adapters = self._loaded(question.adapters)
+        request = Request(
+            question.sampling,
+            question.schema,
+            adapters,
+            Route("local", f"route {self.route}: {self.model.name} runs on this device"),
+            cancel,
+            clock,
+            self._load_ms,
+        )
+        turn: Turn | None = None
         finish: FinishReason = "cancelled"
-        try:
-            if question.adapters is not None:
-                adapters = self._loaded(question.adapters)
+
+        def prepare() -> Prompt:
+            nonlocal turn
             system = adapters.system if self._system is None else self._system
             turn = self._prepare(question, system, cancel)
-            prompt = self._render(system, turn)
-            self._check_room(prompt)
-            self._context.use_adapters(adapters.decoder, adapters.vision)
-            logits, kept = self._prefill(prompt, adapters, cancel, clock)
-            steps = decode(
-                logits,
-                lambda token_id: self._context.extend(token_id, cancel),
-                self.model.family.tokenizer,
-                question.sampling,
-                stop_ids=self.model.family.stop_ids,
-                cancel=cancel,
-                seen=[i for part in prompt.parts if isinstance(part, tuple) for i in part],
-                room=self.model.language.context_length - prompt.length,
-                mask=mask,
-            )
-            finish = yield from collect(steps, tokens, clock)
-        except Interrupted:
-            pass
+            return self._render(system, turn)
+
+        try:
+            reply = yield from self._slot.answer(prepare, request)
+            finish, self._load_ms = reply.finish_reason, 0.0
         except GeneratorExit:
-            self._remember(turn, tokens, finish)
+            self._remember(turn, request.text, finish)
             raise
-        self._remember(turn, tokens, finish)
-        load_ms, self._load_ms = self._load_ms, 0.0
-        return Reply(
-            text=_text(tokens),
-            tokens=tuple(tokens),
-            model=self.model.name,
-            runtime=self.model.runtime,
-            quantization=self.model.quantization,
-            finish_reason=finish,
-            usage=Usage(prompt.length, prompt.image_tokens, kept, len(tokens)),
-            timings=clock.timings(len(tokens), load_ms),
-            adapter=adapters.told,
-            notices=adapters.notices,
-            route=Route("local", f"route {self.route}: {self.model.name} runs on this device"),
-            parsed=schema.parse(_text(tokens)) if schema and mask and mask.finished else None,
-            structured=schema is not None,
-            peak_rss_bytes=peak_rss_bytes(),
-        )
+        self._remember(turn, request.text, finish)
+        return reply
 
-    def _mask(self, schema: Schema | None) -> LogitMask | None:
-        return None if schema is None else self.model.grammars.mask(schema.text)
-
-    def _remember(self, turn: Turn | None, tokens: list[Token], finish: FinishReason) -> None:
+    def _remember(self, turn: Turn | None, text: str, finish: FinishReason) -> None:
         """Keep the exchange, unless it was stopped before its first word."""
-        text = _text(tokens)
         if turn is not None and (text or finish != "cancelled"):
             self._turns += [turn, Turn("assistant", (text,))]
 
@@ -369,31 +340,6 @@ class Session:
         before = [Turn("system", (system,))] if system else []
         return self.model.family.render([*before, *self._turns, turn])
 
-    def _check_room(self, prompt: Prompt) -> None:
-        most = self.model.language.context_length
-        if prompt.length >= most:
-            raise PromptTooLong(
-                f"The conversation is {prompt.length} tokens long"
-                f" ({prompt.image_tokens} of them pictures) and {self.model.name} holds {most}.",
-                hint="Ask something shorter, send fewer pictures, or begin a new conversation.",
-            )
-
-    def _prefill(
-        self, prompt: Prompt, adapters: ActiveSet, cancel: Cancel, clock: Clock
-    ) -> tuple[Logits, int]:
-        before = time.perf_counter()
-        embeddings = {
-            i: self.model.embed(prompt.images[i], cancel, adapters.vision)
-            for i in self._context.needs(prompt)
-        }
-        clock.vision = time.perf_counter() - before
-        cancel.check()
-        return self._context.prefill(prompt, embeddings.__getitem__, cancel)
-
 
 def media_limits(settings: Settings) -> MediaLimits:
     return MediaLimits(max_pixels=settings.max_pixels, allow_network=not settings.offline)
-
-
-def _text(tokens: Sequence[Token]) -> str:
-    return "".join(token.text for token in tokens).strip()

@@ -43,7 +43,7 @@ class PrefixContext:
         if adapters != self._adapters:
             self._context.use_adapters(adapters)
             self._adapters = adapters
-        self._adapters_key = (adapters_key(adapters), adapters_key(without_zeros(vision)))
+        self._adapters_key = _key_of(adapters, vision)
 
     def prefill(
         self, prompt: Prompt, embed: Callable[[int], Embeddings], cancel: Cancel
@@ -59,6 +59,10 @@ class PrefixContext:
         logits = self._context.extend(_parts_from(prompt, kept, embed), cancel)
         self._keys = keys
         return logits, kept
+
+    def shared(self, prompt: Prompt, adapters: Adapters, vision: Adapters = _NONE) -> int:
+        """How many positions a prefill of `prompt` with these adapters would keep."""
+        return self._common(prompt, _keys(_key_of(adapters, vision), prompt))
 
     def needs(self, prompt: Prompt) -> set[int]:
         """Which images of the prompt have rows that a prefill would compute."""
@@ -81,8 +85,7 @@ class PrefixContext:
         self._keys, self._adapters = [], {}
 
     def _keys_of(self, prompt: Prompt) -> list[Hashable]:
-        contents = prompt.keys()
-        return [(self._adapters_key, content) for content in contents]
+        return _keys(self._adapters_key, prompt)
 
     def _common(self, prompt: Prompt, keys: list[Hashable]) -> int:
         # The last position is always computed: its logits are what a prefill is for.
@@ -95,6 +98,15 @@ class PrefixContext:
     def _truncate(self, length: int) -> None:
         self._context.truncate(length)
         del self._keys[length:]
+
+
+def _key_of(adapters: Adapters, vision: Adapters) -> Hashable:
+    return adapters_key(without_zeros(adapters)), adapters_key(without_zeros(vision))
+
+
+def _keys(adapters: Hashable, prompt: Prompt) -> list[Hashable]:
+    contents = prompt.keys()
+    return [(adapters, content) for content in contents]
 
 
 def _outside_blocks(prompt: Prompt, length: int) -> int:
