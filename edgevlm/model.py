@@ -5,6 +5,7 @@ Any number of sessions may share one `Model`; each brings its own context.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgevlm.adapters.base import describe_base
 from edgevlm.adapters.choice import Name, read_name
 from edgevlm.adapters.resident import Resident, Residents
 from edgevlm.adapters.store import AdapterStore
@@ -31,7 +33,7 @@ from edgevlm.engine.contract import (
 )
 from edgevlm.engine.grammar import Grammars
 from edgevlm.engine.prompt import ImageInput
-from edgevlm.errors import DeviceError, ModelCorrupt, ModelError
+from edgevlm.errors import DeviceError, ModelCorrupt, ModelError, NotSupported
 from edgevlm.families import known_family, load_family
 from edgevlm.families.base import BringsFamily, Family
 from edgevlm.models.choice import choose
@@ -84,6 +86,16 @@ class Model:
         return ", ".join(f"{part} {bits}" for part, bits in sorted(self.files.quantization.items()))
 
     @cached_property
+    def fingerprint(self) -> str | None:
+        """16 hex digits of name, edition, shapes and tokenizer: embeddings of one model are no
+        other's. The same on every runtime; None where the files don't tell."""
+        base = describe_base(self.files)
+        if base.fingerprint is None:
+            return None
+        text = f"{self.name} {base.edition} {base.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
     def grammars(self) -> Grammars:
         """What makes the masks of structured output. Raises NotSupported."""
         return Grammars(self.family.tokenizer, self.language.n_vocab, self.family.stop_ids)
@@ -92,11 +104,14 @@ class Model:
         """Return the picture's embeddings float32 [n_tokens, d_model], encoded at most once
         with the same `adapters` of the vision encoder.
 
-        Raises ModelCorrupt where the encoder gives another number of tokens than the
-        prompt has slots, Interrupted also while another session's picture is encoded, and
-        what `VisionEncoder.encode` and `AdaptableVision.encode_with` raise.
+        Those that came with the picture are taken as they are. Raises ModelCorrupt where the
+        encoder gives another number of tokens than the prompt has slots, Interrupted also
+        while another session's picture is encoded, and what `VisionEncoder.encode` and
+        `AdaptableVision.encode_with` raise.
         """
         adapters = without_zeros(adapters)
+        if image.embeddings is not None:
+            return self._given(image.embeddings, adapters)
         key = (image.key, adapters_key(adapters))
         with self._turn(cancel):
             known = self._features.get(key)
@@ -124,6 +139,14 @@ class Model:
         its weights reach the runtime.
         """
         return self._residents.get(read_name(name), AdapterStore(settings or load_settings()))
+
+    def _given(self, embeddings: Embeddings, adapters: Adapters) -> Embeddings:
+        if adapters:
+            raise NotSupported(
+                "An adapter of the vision tower can't change embeddings that were made elsewhere.",
+                hint="Send the picture, or use an adapter of the decoder alone.",
+            )
+        return embeddings
 
     def _encode(self, image: ImageInput, adapters: Adapters, cancel: Cancel) -> Embeddings:
         if not adapters:

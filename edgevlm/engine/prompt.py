@@ -45,6 +45,7 @@ class ImageInput:
     `key` is a SHA-256 over the decoded pixels, their shape and the preprocessing: equal
     keys mean equal embeddings from one encoder. `block` is set where a picture goes in as
     a whole, in one slot; `prepared` is for an encoder whose runtime prepared the picture itself.
+    `embeddings` float32 [n_tokens, d_model] are there where an encoder elsewhere has seen it.
     """
 
     pixel_values: NDArray[np.float32]
@@ -54,6 +55,16 @@ class ImageInput:
     key: str
     block: Block | None = None
     prepared: object = None
+    embeddings: NDArray[np.float32] | None = None
+
+    @classmethod
+    def encoded(
+        cls, embeddings: NDArray[np.float32], grid: tuple[int, int], key: str
+    ) -> ImageInput:
+        """A picture of which there are embeddings float32 [n_tokens, d_model] and no pixels;
+        `key` is of them."""
+        pixels = np.empty((0, 3, 0, 0), np.float32)
+        return cls(pixels, None, grid, len(embeddings), key, embeddings=embeddings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgevlm.engine.prompt import ImageInput, ImageSlot, Prompt
-from edgevlm.errors import ModelCorrupt
+from edgevlm.errors import ModelCorrupt, TemplateError
 from edgevlm.families.base import Detail, Turn, check_budget
 from edgevlm.families.config_files import FETCH_AGAIN, ConfigFile, read_tokenizer
 from edgevlm.families.layout import Letters, Markup, MarkupTokenizer, Piece, images_of
@@ -104,10 +104,16 @@ class TinyFamily:
         )
 
     def render(self, turns: Sequence[Turn]) -> Prompt:
-        """Lay out the conversation in SmolLM2's ChatML, up to where the answer begins."""
+        """Lay out the conversation in SmolLM2's ChatML, up to where the answer begins. Raises
+        TemplateError."""
         if not turns or turns[0].role != "system":
             turns = [Turn("system", (DEFAULT_SYSTEM,)), *turns]
-        return Prompt(self._markup.encode(_pieces(turns)), images_of(turns))
+        images = images_of(turns)
+        if any(image.n_tokens != self._image_tokens for image in images):
+            raise TemplateError(
+                "A picture was prepared for another model.", hint="Prepare it with this one."
+            )
+        return Prompt(self._markup.encode(_pieces(turns)), images)
 
 
 def _pieces(turns: Sequence[Turn]) -> Iterator[Piece]:

@@ -61,13 +61,13 @@ class Fetcher:
                 hint="Unset EDGEVLM_OFFLINE, or give a file.",
             )
         deadline = _Deadline(limits.timeout_s)
-        place = _checked(httpx.URL(), url, name)
+        place = _checked(httpx.URL(), url, name, limits)
         for _ in range(limits.max_redirects + 1):
             with _normalised(name, limits):
                 answer = self._request(place, limits, deadline, name)
             if isinstance(answer, bytes):
                 return answer
-            place = _checked(place, answer, name)
+            place = _checked(place, answer, name, limits)
         raise UnreadableMedia(
             f"{name} redirects more than {limits.max_redirects} times.", hint=_BY_HAND
         )
@@ -210,7 +210,7 @@ def _resolve(host: str, port: int, deadline: _Deadline) -> list[str]:
     return answer
 
 
-def _checked(base: httpx.URL, url: str, name: str) -> httpx.URL:
+def _checked(base: httpx.URL, url: str, name: str, limits: MediaLimits) -> httpx.URL:
     try:
         place = base.join(url)
     except (httpx.InvalidURL, ValueError) as error:
@@ -223,6 +223,10 @@ def _checked(base: httpx.URL, url: str, name: str) -> httpx.URL:
         raise UnreadableMedia(f"{name} holds a user name or password.", hint=_BY_HAND)
     if not place.host:
         raise UnreadableMedia(f"{name} names no host.", hint="Check its spelling.")
+    if limits.hosts is not None and place.host.lower() not in limits.hosts:
+        raise UnreadableMedia(
+            f"{shown(place.host)} is not a host that pictures may come from.", hint=_BY_HAND
+        )
     return place
 
 

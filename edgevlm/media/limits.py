@@ -11,7 +11,8 @@ from edgevlm.errors import MediaTooLarge
 class MediaLimits:
     """Bounds of one picture. `max_bytes` counts the file, `max_pixels` width times height.
 
-    `timeout_s` is for a whole download, from the name lookup to the last byte.
+    `timeout_s` is for a whole download, from the name lookup to the last byte. URLs, and what
+    they redirect to, name one of `hosts`; None is any.
     """
 
     max_pixels: int = 40_000_000
@@ -19,6 +20,7 @@ class MediaLimits:
     timeout_s: float = 20.0
     max_redirects: int = 3
     allow_network: bool = True
+    hosts: frozenset[str] | None = None
 
     def check_pixels(self, size: tuple[int, int], name: str) -> None:
         """Raise MediaTooLarge if width times height of `name` are more than allowed."""

@@ -1,0 +1,124 @@
+"""From messages to a prompt: pictures read and prepared, turns laid out by the model's family."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgevlm.adapters.resident import ActiveSet
+from edgevlm.engine.prompt import ImageInput, Prompt
+from edgevlm.errors import EdgeVLMError
+from edgevlm.families.base import Detail, Turn
+from edgevlm.media.embeddings import unpack_embeddings
+from edgevlm.messages import DEFAULT_QUESTION
+from edgevlm.model import Model
+from edgevlm.serve.errors import ApiError, api_error
+from edgevlm.serve.pictures import Pictures
+from edgevlm.serve.protocol import ChatMessage, EmbedsPart, ImagePart, ImageUrl, Part, TextPart
+
+_MOST_TILES = 64
+_MOST_PICTURES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads conversations for one model. `detail` and `image_tokens` are for pictures whose
+    own part says nothing. Safe for threads."""
+
+    model: Model
+    pictures: Pictures
+
+    def prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        adapters: ActiveSet,
+        detail: Detail = "auto",
+        image_tokens: int | None = None,
+    ) -> Prompt:
+        """Raises ApiError naming the message that is wrong."""
+        self._check_count(messages)
+        turns = [
+            self._turn(message, f"messages[{index}]", detail, image_tokens)
+            for index, message in enumerate(messages)
+        ]
+        if not any(isinstance(part, (ImageInput, str)) for part in turns[-1].content):
+            raise ApiError(400, "The last message is empty. Ask something.", param="messages")
+        if turns[0].role != "system" and adapters.system:
+            turns.insert(0, Turn("system", (adapters.system,)))
+        try:
+            return self.model.family.render(turns)
+        except EdgeVLMError as error:
+            raise api_error(error, param="messages") from error
+
+    def picture(
+        self, url: str, where: str, detail: Detail = "auto", image_tokens: int | None = None
+    ) -> ImageInput:
+        """A picture by its URL, prepared. Raises ApiError."""
+        pixels = self.pictures.load(ImagePart(url), where)
+        return self._prepared(pixels, where, detail, image_tokens)
+
+    def _turn(
+        self, message: ChatMessage, where: str, detail: Detail, image_tokens: int | None
+    ) -> Turn:
+        role = "system" if message.role == "developer" else message.role
+        if not isinstance(message.content, list):
+            text = (message.content or "").strip()
+            return Turn(role, (text,) if text else ())
+        content = [
+            self._part(part, f"{where}.content[{index}]", detail, image_tokens)
+            for index, part in enumerate(message.content)
+        ]
+        content = [part for part in content if not isinstance(part, str) or part.strip()]
+        seen = any(isinstance(part, ImageInput) for part in content)
+        if seen and role != "user":
+            raise ApiError(400, "Only the user shows pictures.", param=where)
+        if seen and all(isinstance(part, ImageInput) for part in content):
+            content.append(DEFAULT_QUESTION)
+        return Turn(role, tuple(content))
+
+    def _part(
+        self, part: Part, where: str, detail: Detail, image_tokens: int | None
+    ) -> str | ImageInput:
+        if isinstance(part, TextPart):
+            return part.text
+        if isinstance(part, EmbedsPart):
+            return self._encoded(part, where)
+        own = part.image_url.detail if isinstance(part.image_url, ImageUrl) else None
+        return self._prepared(self.pictures.load(part, where), where, own or detail, image_tokens)
+
+    def _prepared(
+        self, pixels: object, where: str, detail: Detail, image_tokens: int | None
+    ) -> ImageInput:
+        try:
+            return self.model.family.preprocess(pixels, detail, image_tokens)  # type: ignore[arg-type]
+        except EdgeVLMError as error:
+            raise api_error(error, param=where) from error
+
+    def _encoded(self, part: EmbedsPart, where: str) -> ImageInput:
+        """A picture that a vision encoder elsewhere has seen."""
+        grid, given = part.edgevlm.grid, part.edgevlm.fingerprint
+        if self.model.fingerprint is None or given != self.model.fingerprint:
+            raise ApiError(
+                400,
+                f"The embeddings are of model {given!r}, and this is {self.model.fingerprint!r}."
+                " Encode the picture with this model; /v1/models tells its fingerprint.",
+                param=where,
+                code="embeds_mismatch",
+            )
+        if min(grid) < 0 or max(grid) > _MOST_TILES or (0 in grid and grid != (0, 0)):
+            raise ApiError(400, f"A grid can't be {list(grid)}.", param=f"{where}.edgevlm.grid")
+        try:
+            rows = unpack_embeddings(part.image_embeds, self.model.language.d_model)
+        except EdgeVLMError as error:
+            raise api_error(error, param=f"{where}.image_embeds") from error
+        digest = hashlib.sha256(f"embeddings {grid} {given} ".encode())
+        digest.update(rows.data)
+        return ImageInput.encoded(rows, grid, digest.hexdigest())
+
+    def _check_count(self, messages: Sequence[ChatMessage]) -> None:
+        parts = [p for m in messages if isinstance(m.content, list) for p in m.content]
+        if sum(not isinstance(part, TextPart) for part in parts) > _MOST_PICTURES:
+            raise ApiError(
+                400, f"A request has at most {_MOST_PICTURES} pictures.", param="messages"
+            )

@@ -1,0 +1,191 @@
+"""What a client may send, as types: OpenAI's chat completions and what EdgeVLM adds to them.
+
+https://platform.openai.com/docs/api-reference/chat. What can't be honoured is refused by
+name, and never ignored, unless it is of no consequence here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from edgevlm.serve.errors import ApiError
+
+Detail: TypeAlias = Literal["low", "auto", "high"]
+AdapterField: TypeAlias = str | list[str] | dict[str, float | None] | None
+T = TypeVar("T")
+
+
+class ImageUrl(Struct, forbid_unknown_fields=True):
+    url: str
+    detail: Detail | None = None
+
+
+class TextPart(Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class ImagePart(Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    """`uuid` is a name that the client gives a picture; with one that the server has seen, the
+    picture itself may be left out."""
+
+    image_url: ImageUrl | str | None = None
+    uuid: str | None = None
+
+
+class EmbedsInfo(Struct, forbid_unknown_fields=True):
+    """`grid` is (rows, columns) of the picture's tiles, (0, 0) where it is not cut;
+    `fingerprint` that of the model whose vision encoder made them."""
+
+    fingerprint: str
+    grid: tuple[int, int] = (0, 0)
+
+
+class EmbedsPart(Struct, tag_field="type", tag="image_embeds", forbid_unknown_fields=True):
+    """`image_embeds` is a .npy file of float32 or float16 [n_tokens, d_model], in base64."""
+
+    image_embeds: str
+    edgevlm: EmbedsInfo
+    uuid: str | None = None
+
+
+Part: TypeAlias = TextPart | ImagePart | EmbedsPart
+
+
+class ChatMessage(Struct):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(Struct):
+    include_usage: bool = False
+
+
+class JsonSchema(Struct):
+    schema: dict[str, Any]
+    name: str = ""
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_schema", "json_object"]
+    json_schema: JsonSchema | None = None
+
+
+class Own(Struct, forbid_unknown_fields=True):
+    """What a request may say under `edgevlm`."""
+
+    adapter: AdapterField | UnsetType = UNSET
+    scale: float | None = None
+    route: Literal["local", "auto"] | None = None
+    detail: Detail | None = None
+    image_tokens: int | None = None
+    tokens: bool = False
+
+
+class ChatRequest(Struct, forbid_unknown_fields=True):
+    """The fields of OpenAI's, then vLLM's names for what OpenAI has none for."""
+
+    model: str
+    messages: list[ChatMessage]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    edgevlm: Own = msgspec.field(default_factory=Own)
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    # Honoured as far as there is one way to.
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    tools: list[Raw] | None = None
+    functions: list[Raw] | None = None
+    tool_choice: Raw | None = None
+    function_call: Raw | None = None
+    modalities: list[str] | None = None
+    audio: Raw | None = None
+    web_search_options: Raw | None = None
+    # Of no consequence on one's own machine.
+    user: str | None = None
+    safety_identifier: str | None = None
+    store: bool | None = None
+    metadata: Raw | None = None
+    service_tier: str | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Raw | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+
+class EmbeddingRequest(Struct, forbid_unknown_fields=True):
+    model: str
+    image: str | list[str]
+    detail: Detail | None = None
+    image_tokens: int | None = None
+
+
+# Field, and which values of it ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+}
+_INSTEAD = {
+    "n": "Send the request again for another answer.",
+    "frequency_penalty": "Use repetition_penalty.",
+    "presence_penalty": "Use repetition_penalty.",
+    "tools": "Use response_format with a json_schema.",
+    "functions": "Use response_format with a json_schema.",
+}
+
+
+def read(kind: type[T], body: bytes) -> T:
+    """Read a request. Raises ApiError naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        path = where.strip("`.") or None
+        raise ApiError(400, f"{what}{f' at {path}' if path else ''}.", param=path) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"The body is not JSON: {error}.") from error
+
+
+def read_chat(body: bytes) -> ChatRequest:
+    """Raises ApiError for what is no chat request, or asks for what isn't there."""
+    request = read(ChatRequest, body)
+    for name, neutral in _NEUTRAL.items():
+        value = getattr(request, name)
+        if value is not None and value not in neutral:
+            raise ApiError(
+                400,
+                f"{name} is not supported here. {_INSTEAD.get(name, 'Leave it out.')}",
+                param=name,
+                code="unsupported_parameter",
+            )
+    if not request.messages:
+        raise ApiError(400, "There are no messages. Send at least one.", param="messages")
+    if request.messages[-1].role != "user":
+        raise ApiError(
+            400, "The last message is not the user's. End with a question.", param="messages"
+        )
+    return request
