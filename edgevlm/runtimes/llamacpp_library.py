@@ -52,6 +52,15 @@ def reason(lines: list[str]) -> str:
     return "it gives no reason"
 
 
+def has_amx() -> bool:
+    """Whether this build multiplies in the tiles of Intel's AMX where weights lie repacked.
+
+    GCC drops the shapes of those tiles, which llama.cpp writes to its stack, and the first product
+    ends the process as an illegal instruction (ggml-org/llama.cpp#26954; 0.3.36, GCC 12).
+    """
+    return b"AMX_INT8 = 1" in llama.llama_print_system_info()
+
+
 def _keep_errors(level: int, text: bytes, user_data: object) -> None:
     if level == _ERROR and _collected.lines is not None:
         _collected.lines.append(text.decode("utf-8", "replace"))

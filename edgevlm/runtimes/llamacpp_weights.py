@@ -14,7 +14,7 @@ from edgevlm.engine.contract import ModelFiles
 from edgevlm.errors import DoesNotFit, ModelCorrupt, NotSupported, RuntimeFailed
 from edgevlm.runtimes.llamacpp_checks import check_adapter, check_decoder
 from edgevlm.runtimes.llamacpp_header import GgufHeader, missing
-from edgevlm.runtimes.llamacpp_library import errors, llama, reason
+from edgevlm.runtimes.llamacpp_library import errors, has_amx, llama, reason
 
 _ALL_F32 = 0  # enum llama_ftype
 _M_ROPE = (llama.LLAMA_ROPE_TYPE_MROPE, llama.LLAMA_ROPE_TYPE_IMROPE)
@@ -36,6 +36,7 @@ class Weights:
         self.path = path
         params = llama.llama_model_default_params()
         params.vocab_only = vocabulary_only
+        params.use_extra_bufts = not has_amx()
         with errors() as lines:
             pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:

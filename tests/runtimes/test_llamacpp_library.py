@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_factory import make_gguf
 from llamacpp_parts import llamacpp_files
 
 from edgevlm.runtimes import llamacpp, llamacpp_library
+from edgevlm.runtimes.llamacpp_library import llama
+from edgevlm.runtimes.llamacpp_weights import Weights
 
 _ANSWER = """
 import json, os, sys
@@ -129,3 +132,26 @@ def test_errors_are_those_of_the_thread_that_asked() -> None:
     assert llamacpp_library.reason(lines) == "no such thing"
     assert llamacpp_library.reason(inner) == "\N{REPLACEMENT CHARACTER} broken"
     assert llamacpp_library.reason([]) == "it gives no reason"
+
+
+@pytest.mark.parametrize(("told", "repacked"), [(b"AMX_INT8 = 1", False), (b"AVX512 = 1", True)])
+def test_weights_are_not_repacked_for_tiles_that_crash(
+    smolvlm_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: bytes,
+    repacked: bool,
+) -> None:
+    asked, load = [], llama.llama_model_load_from_file
+
+    def loading(path: bytes, params: llama.llama_model_params) -> object:
+        asked.append(params.use_extra_bufts)
+        # What this machine can do is not what it is told here.
+        params.use_extra_bufts = False
+        return load(path, params)
+
+    monkeypatch.setattr(llama, "llama_model_load_from_file", loading)
+    monkeypatch.setattr(llama, "llama_print_system_info", lambda: b"CPU : SSE3 = 1 | " + told)
+    make_gguf(smolvlm_source, tmp_path / "model")
+    Weights(llamacpp_files(tmp_path / "model").roles["decoder"])
+    assert asked == [repacked]
