@@ -22,6 +22,7 @@ from edgevlm.media import MediaLimits, load_image, open_video
 from edgevlm.messages import FinishReason, Reply, Route, Token
 from edgevlm.model import Model, Notice, load_model
 from edgevlm.question import Question
+from edgevlm.remote.model import RemoteModel, RemoteSlot, connect
 from edgevlm.settings import ROUTES, Settings, load_settings
 from edgevlm.slot import Request, Slot
 from edgevlm.stream import Clock, Stream
@@ -51,25 +52,27 @@ class Session:
     """A conversation with one model on this device.
 
     `model` is a catalog name, a hub id, a folder, `"auto"`, or a `Model` that other
-    sessions share. `adapter` is what `use_adapters` takes. Loading happens here, so that the
+    sessions share. `adapter` is what `use_adapters` takes. With `server`, the URL of a running
+    `edgevlm serve`, its model answers and nothing is loaded here. Loading happens here, so that the
     first question is fast. Questions of one session come from one thread at a time; `cancel`
     from any.
 
     `system` is the system prompt. Where none is given, an adapter that is on alone may bring
     its own; an empty one keeps it out.
 
-    Raises what `load_model` and `use_adapters` raise.
+    Raises what `load_model` and `use_adapters` raise, and CloudError where there is no server.
     """
 
     def __init__(
         self,
-        model: str | Model | None = None,
+        model: str | Model | RemoteModel | None = None,
         runtime: str | None = None,
         route: str | None = None,
         system: str | None = None,
         settings: Settings | None = None,
         *,
         adapter: AdapterChoice = None,
+        server: str | None = None,
         progress: Progress | None = None,
         notice: Notice | None = None,
     ) -> None:
@@ -78,19 +81,21 @@ class Session:
             raise UsageError(f"A system prompt can't be {system!r}.", hint="Give a str.")
         self.settings = settings or load_settings()
         self.set_route(route or self.settings.route)
-        for name in wanted:  # a name that nobody knows costs no download of a model
-            AdapterStore(self.settings).resolve(name)
-        self._owns_model = not isinstance(model, Model)
-        self.model = (
-            model
-            if isinstance(model, Model)
-            else load_model(
+        self._owns_model = not isinstance(model, (Model, RemoteModel))
+        self.model: Model | RemoteModel
+        if isinstance(model, (Model, RemoteModel)):
+            self.model = model
+        elif server is not None:
+            self.model = connect(server, model or "auto", self.settings)
+        else:
+            for name in wanted:  # a name that nobody knows costs no download of a model
+                AdapterStore(self.settings).resolve(name)
+            self.model = load_model(
                 model, runtime=runtime, settings=self.settings, progress=progress, notice=notice
             )
-        )
         try:
             self._adapters = self._loaded(wanted)
-            self._slot = Slot(self.model)
+            self._slot = _slot_of(self.model)
         except BaseException:
             if self._owns_model:
                 self.model.close()
@@ -327,10 +332,11 @@ class Session:
                 hint="Use a SmolVLM2 model, such as smolvlm2-500m, or send pictures.",
             )
         message, answer = question.message, question.sampling.max_tokens
+        room = self.model.context_length
 
         def fits(content: Content) -> bool:
             prompt = self._render(system, Turn("user", (*before, *content, message.text)))
-            return prompt.length + answer <= self.model.language.context_length
+            return prompt.length + answer <= room
 
         limits = media_limits(self.settings)
         with open_video(message.video, limits=limits, check=cancel.check) as video:
@@ -339,6 +345,10 @@ class Session:
     def _render(self, system: str | None, turn: Turn) -> Prompt:
         before = [Turn("system", (system,))] if system else []
         return self.model.family.render([*before, *self._turns, turn])
+
+
+def _slot_of(model: Model | RemoteModel) -> Slot | RemoteSlot:
+    return Slot(model) if isinstance(model, Model) else RemoteSlot(model)
 
 
 def media_limits(settings: Settings) -> MediaLimits:

@@ -50,7 +50,7 @@ def encodings(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[ImageInput]
         seen.append(image)
         return encode(image, cancel)
 
-    model._features.clear()
+    model.tower._features.clear()
     monkeypatch.setattr(model.vision, "encode", counted)
     return seen
 
@@ -283,7 +283,7 @@ def test_the_cloud_is_refused_where_none_is_set_up(model: Model) -> None:
 def test_an_encoder_of_another_size_is_refused(
     session: Session, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model._features.clear()
+    model.tower._features.clear()
     monkeypatch.setattr(model.vision, "encode", lambda image, cancel: np.zeros((1, 2), np.float32))
     with pytest.raises(ModelCorrupt, match="embeddings of shape"):
         session.ask("What?", images=[picture(7)])

@@ -42,7 +42,7 @@ def encodings(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[ImageInput]
         seen.append(image)
         return encode(image, cancel)
 
-    model._features.clear()
+    model.tower._features.clear()
     monkeypatch.setattr(model.vision, "encode", counted)
     return seen
 

@@ -58,7 +58,7 @@ def encoded(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, flo
         seen.append({adapter.name: scale for adapter, scale in adapters.items()})
         return encode_with(image, adapters, cancel)
 
-    model._features.clear()
+    model.tower._features.clear()
     monkeypatch.setattr(model.vision, "encode_with", noted)  # which `encode` is made of
     return seen
 
@@ -71,7 +71,7 @@ def ask(session: Session, question: str = QUESTION, **options: Any) -> Reply:
 
 def afresh(model: Model, before: Session, question: str, adapter: Any) -> Reply:
     """The next answer of a conversation in which nothing is computed yet."""
-    model._features.clear()
+    model.tower._features.clear()
     with Session(model, adapter=adapter) as session:
         session._turns += before._turns
         return ask(session, question)
@@ -114,7 +114,7 @@ def test_features_kept_by_the_picture_alone_would_cross(
         ask(session)
         session.use_adapters(packs / "one")
         fresh = afresh(model, session, NEXT, packs / "one")
-        model._features.clear()
+        model.tower._features.clear()
         ask(session, adapter=[])
         session._turns[2:] = []
         monkeypatch.setattr("edgevlm.model.adapters_key", lambda adapters: ())
@@ -143,7 +143,7 @@ def test_without_the_adapter_it_is_the_base_again(model: Model, packs: Path) -> 
         session.reset()
         assert not same(ask(session, adapter=packs / "one"), base)
         session.reset()
-        model._features.clear()
+        model.tower._features.clear()
         again = ask(session)
     assert [t.logprob for t in again.tokens] == [t.logprob for t in base.tokens]
 
@@ -159,7 +159,7 @@ def test_sessions_of_one_model_see_differently_at_once(model: Model, packs: Path
     def run(session: Session) -> list[Reply]:
         found = []
         for _ in range(3):
-            model._features.clear()
+            model.tower._features.clear()
             session.reset()
             found = [ask(session), ask(session, NEXT)]
         return found

@@ -26,6 +26,7 @@ Examples:
   edgevlm chat "What is this?" --image scan.png --adapter medical:0.8
   edgevlm chat --image photo.jpg --json
   cat photo.jpg | edgevlm chat --image - "What is this?"
+  edgevlm chat --server http://127.0.0.1:8642 "What is this?" --image photo.jpg
   edgevlm chat                                  a conversation; /help lists its commands
 
 \b
@@ -47,6 +48,7 @@ Exit codes: 0 done, 2 wrong usage or bad input, 3 model or adapter not to be had
     metavar="NAME[:SCALE]",
     help="An installed adapter, or a folder; more than one adds up.",
 )
+@click.option("--server", metavar="URL", help="Ask a running `edgevlm serve`.")
 @click.option("--route", type=click.Choice(ROUTES), help="Who may answer.")
 @click.option("-s", "--system", metavar="S", help="A system prompt; an adapter may bring one.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest answer.  [default: 256]")
@@ -76,6 +78,7 @@ def chat(
     model: str | None,
     runtime: str | None,
     adapters: tuple[str, ...],
+    server: str | None,
     route: str | None,
     system: str | None,
     as_json: bool,
@@ -101,12 +104,12 @@ def chat(
     question, pictures = _question(prompt, images)
     _check(pictures, video, options)
     options |= {"detail": detail, "image_tokens": image_tokens, "schema": _schema(schema)}
-    with _open(model, runtime, route, system, adapters) as session:
+    with _open(model, runtime, route, system, adapters, server) as session:
         if talk:
             from edgevlm.cli.conversation import converse
 
             def reopen(name: str) -> Session:
-                return _open(name, runtime, session.route, system)
+                return _open(name, runtime, session.route, system, server=server)
 
             converse(session, reopen, pictures, options, video)
         else:
@@ -163,6 +166,7 @@ def _open(
     route: str | None,
     system: str | None,
     adapters: tuple[str, ...] = (),
+    server: str | None = None,
 ) -> Session:
     from edgevlm.cli.progress import progress
     from edgevlm.session import Session
@@ -172,7 +176,14 @@ def _open(
 
     with progress() as shown:
         return Session(
-            model, runtime, route, system, adapter=adapters, progress=shown, notice=notice
+            model,
+            runtime,
+            route,
+            system,
+            adapter=adapters,
+            server=server,
+            progress=shown,
+            notice=notice,
         )
 
 

@@ -139,10 +139,10 @@ def _serve(
 ) -> None:
     from edgevlm.cli.progress import progress
     from edgevlm.model import load_model
+    from edgevlm.remote.access import access_token
     from edgevlm.serve.app import Options, Server
     from edgevlm.serve.run import listen, log_to_stderr
     from edgevlm.serve.run import serve as serve_on
-    from edgevlm.serve.token import access_token
     from edgevlm.settings import load_settings
 
     assert isinstance(options, Options)

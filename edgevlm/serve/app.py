@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.model import Model
+from edgevlm.remote.access import AccessToken
 from edgevlm.serve.completions import Completions
 from edgevlm.serve.conversation import Reader
 from edgevlm.serve.embeddings import ImageEmbeddings
@@ -29,7 +30,6 @@ from edgevlm.serve.log import Record
 from edgevlm.serve.metrics import Metrics
 from edgevlm.serve.page import Page
 from edgevlm.serve.pictures import Pictures
-from edgevlm.serve.token import AccessToken
 from edgevlm.session import media_limits
 from edgevlm.settings import Settings
 

@@ -84,8 +84,9 @@ class Reader:
             return part.text
         if isinstance(part, EmbedsPart):
             return self._encoded(part, where)
-        own = part.image_url.detail if isinstance(part.image_url, ImageUrl) else None
-        return self._prepared(self.pictures.load(part, where), where, own or detail, image_tokens)
+        pixels = self.pictures.load(part, where)
+        own = part.image_url if isinstance(part.image_url, ImageUrl) else ImageUrl("")
+        return self._prepared(pixels, where, own.detail or detail, own.image_tokens or image_tokens)
 
     def _prepared(
         self, pixels: object, where: str, detail: Detail, image_tokens: int | None

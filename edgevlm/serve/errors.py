@@ -4,37 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.errors import (
-    AdapterCorrupt,
-    AdapterMismatch,
-    CloudError,
-    DeviceError,
-    EdgeVLMError,
-    Interrupted,
-    MediaTooLarge,
-    ModelError,
-    NotSupported,
-    PromptTooLong,
-    UnknownAdapter,
-    UnknownModel,
-    UsageError,
-)
+from edgevlm.remote.codes import KINDS
 
-# The first that an error is an instance of says its status and its code.
-_KINDS: tuple[tuple[type[EdgeVLMError], int, str], ...] = (
-    (MediaTooLarge, 413, "media_too_large"),
-    (PromptTooLong, 400, "context_length_exceeded"),
-    (UsageError, 400, "invalid_value"),
-    (UnknownModel, 404, "model_not_found"),
-    (UnknownAdapter, 404, "model_not_found"),
-    (AdapterMismatch, 400, "adapter_mismatch"),
-    (AdapterCorrupt, 500, "adapter_corrupt"),
-    (NotSupported, 400, "not_supported"),
-    (ModelError, 500, "model_error"),
-    (DeviceError, 500, "runtime_failed"),
-    (CloudError, 502, "cloud_failed"),
-    (Interrupted, 499, "cancelled"),
-)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -80,7 +51,7 @@ def api_error(error: BaseException, *, param: str | None = None) -> ApiError:
     """What a client is told of an error. One that nobody foresaw shows nothing of itself."""
     if isinstance(error, ApiError):
         return error
-    for kind, status, code in _KINDS:
+    for kind, status, code in KINDS:
         if isinstance(error, kind):
             message = f"{error.message} {error.hint or ''}".strip()
             return ApiError(status, message, param=param, code=code)

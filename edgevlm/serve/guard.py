@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgevlm.remote.access import AccessToken
 from edgevlm.serve.errors import ApiError
-from edgevlm.serve.token import AccessToken
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # No token: they tell nothing but that a server is there.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from edgevlm.serve.errors import ApiError
 
@@ -19,8 +19,11 @@ T = TypeVar("T")
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
+    """`image_tokens` is ours: the most that the picture may cost."""
+
     url: str
     detail: Detail | None = None
+    image_tokens: int | None = None
 
 
 class TextPart(Struct, tag_field="type", tag="text"):
@@ -109,21 +112,21 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    tools: list[Raw] | None = None
-    functions: list[Raw] | None = None
-    tool_choice: Raw | None = None
-    function_call: Raw | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    tool_choice: Any = None
+    function_call: Any = None
     modalities: list[str] | None = None
-    audio: Raw | None = None
-    web_search_options: Raw | None = None
+    audio: Any = None
+    web_search_options: Any = None
     # Of no consequence on one's own machine.
     user: str | None = None
     safety_identifier: str | None = None
     store: bool | None = None
-    metadata: Raw | None = None
+    metadata: Any = None
     service_tier: str | None = None
     parallel_tool_calls: bool | None = None
-    prediction: Raw | None = None
+    prediction: Any = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     reasoning_effort: str | None = None

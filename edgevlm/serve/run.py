@@ -44,18 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(server: Server, sock: socket.socket, started: Callable[[], None]) -> None:
     """Serve on `sock`, and call `started` once requests are answered, until a signal."""
-    config = uvicorn.Config(
-        server.app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    _Runner(config, server, started).run(sockets=[sock])
+    Runner(server, started).run(sockets=[sock])
 
 
 def log_to_stderr(*, as_json: bool) -> None:
@@ -68,9 +57,23 @@ def log_to_stderr(*, as_json: bool) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
-class _Runner(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
-        super().__init__(config)
+class Runner(uvicorn.Server):
+    """uvicorn, which tells its server when it is to end, and its user what it waits for."""
+
+    def __init__(self, server: Server, started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                server.app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                lifespan="on",
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
         self._server = server
         self._started = started
 

@@ -1,4 +1,5 @@
-"""The bearer token: made at first start, readable by its owner alone, compared in constant time."""
+"""The token between this device's server and its clients: made at first start, readable by its
+owner alone, compared in constant time."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def access_token(home: Path, environ: Mapping[str, str] | None = None) -> Access
     given = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
     if given:
         return AccessToken(_checked(given, ENVIRONMENT), None)
-    file = home / "serve" / "token"
+    file = _file(home)
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         kept = _kept(file)
@@ -61,6 +62,17 @@ def access_token(home: Path, environ: Mapping[str, str] | None = None) -> Access
         finally:
             draft.unlink(missing_ok=True)
     return AccessToken(made, file, new=True)
+
+
+def known_token(home: Path, environ: Mapping[str, str] | None = None) -> str | None:
+    """What a client on this device sends its server: the environment's token, or the file's.
+    None where there is neither. Raises SettingsError."""
+    given = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
+    return _checked(given, ENVIRONMENT) if given else _kept(_file(home))
+
+
+def _file(home: Path) -> Path:
+    return home / "serve" / "token"
 
 
 def _kept(file: Path) -> str | None:
