@@ -130,6 +130,7 @@ class Engine:
         finally:
             for slot in (*(active.slot for active in self._active), *self._idle):
                 slot.close()
+            self._active, self._idle = [], []
 
     def _admit(self) -> bool:
         """Give waiting jobs a slot; wait where there is nothing to do. False at the end."""
