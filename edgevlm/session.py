@@ -53,9 +53,10 @@ class Session:
 
     `model` is a catalog name, a hub id, a folder, `"auto"`, or a `Model` that other
     sessions share. `adapter` is what `use_adapters` takes. With `server`, the URL of a running
-    `edgevlm serve`, its model answers and nothing is loaded here. Loading happens here, so that the
-    first question is fast. Questions of one session come from one thread at a time; `cancel`
-    from any.
+    `edgevlm serve`, its model answers and nothing is loaded here, or with route `split` the half
+    of it that sees: pictures are encoded here, and their embeddings are sent. Loading happens
+    here, so that the first question is fast. Questions of one session come from one thread at
+    a time; `cancel` from any.
 
     `system` is the system prompt. Where none is given, an adapter that is on alone may bring
     its own; an empty one keeps it out.
@@ -80,13 +81,22 @@ class Session:
         if not isinstance(system, (str, NoneType)):
             raise UsageError(f"A system prompt can't be {system!r}.", hint="Give a str.")
         self.settings = settings or load_settings()
+        self._split = server is not None and (route or self.settings.route) == "split"
         self.set_route(route or self.settings.route)
         self._owns_model = not isinstance(model, (Model, RemoteModel))
         self.model: Model | RemoteModel
         if isinstance(model, (Model, RemoteModel)):
             self.model = model
         elif server is not None:
-            self.model = connect(server, model or "auto", self.settings)
+            self.model = connect(
+                server,
+                model,
+                self.settings,
+                split=self.route == "split",
+                runtime=runtime,
+                progress=progress,
+                notice=notice,
+            )
         else:
             for name in wanted:  # a name that nobody knows costs no download of a model
                 AdapterStore(self.settings).resolve(name)
@@ -223,9 +233,15 @@ class Session:
         return self._active is not None and self._active.running
 
     def set_route(self, route: str) -> None:
-        """Say who may answer from now on: `local`, `auto` or `cloud`."""
+        """Say who may answer from now on: `local`, `auto` or `cloud`. A session that began as
+        `split` stays so, and no other becomes it."""
         if route not in ROUTES:
             raise UsageError(f"There is no route {route!r}.", hint=f"Routes: {', '.join(ROUTES)}.")
+        if (route == "split") != self._split:
+            raise UsageError(
+                "Split inference is for a whole session, with a server.",
+                hint='Use Session(server=URL, route="split").',
+            )
         if route == "cloud":
             raise CloudError(
                 "No cloud model is set up.", hint="Use route `local`: nothing leaves the device."

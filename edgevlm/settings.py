@@ -6,7 +6,7 @@
 | `offline`        | `EDGEVLM_OFFLINE`        | no network at all                                 |
 | `model`          | `EDGEVLM_MODEL`          | model name, hub id or folder; `auto` chooses      |
 | `runtime`        | `EDGEVLM_RUNTIME`        | runtime or placement; `auto` chooses              |
-| `route`          | `EDGEVLM_ROUTE`          | `local`, `auto` or `cloud`                        |
+| `route`          | `EDGEVLM_ROUTE`          | `local`, `auto`, `cloud` or `split`               |
 | `threads`        | `EDGEVLM_THREADS`        | compute threads; unset: one a physical core       |
 | `context_length` | `EDGEVLM_CONTEXT_LENGTH` | most tokens of a conversation; unset: the model's |
 | `max_pixels`     | `EDGEVLM_MAX_PIXELS`     | largest picture that is decoded                   |
@@ -25,7 +25,7 @@ from typing import Any
 
 from edgevlm.errors import SettingsError
 
-ROUTES = ("local", "auto", "cloud")
+ROUTES = ("local", "auto", "cloud", "split")
 _MOST_THREADS = 1024
 
 

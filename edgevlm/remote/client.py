@@ -87,7 +87,9 @@ class Server:
                         extensions={"trace": line.watch},
                     ) as response,
                 ):
-                    yield from _events(response)
+                    for event in _events(response):
+                        cancel.check()
+                        yield event
             except (CloudError, OSError):
                 cancel.check()
                 raise

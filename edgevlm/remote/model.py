@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,15 @@ from edgevlm.messages import (
     TopToken,
     Usage,
 )
+from edgevlm.model import Notice, load_tower
 from edgevlm.remote.access import ENVIRONMENT, known_token
 from edgevlm.remote.client import Server
 from edgevlm.settings import Settings
 from edgevlm.slot import Request
 from edgevlm.tower import VisionTower
+
+if TYPE_CHECKING:
+    from edgevlm.models.progress import Progress
 
 # Beyond this a picture is made smaller before it is sent.
 _MOST_PIXELS = 4_000_000
@@ -180,15 +184,33 @@ def _entries(server: Server) -> list[_Entry]:
     return entries
 
 
-def connect(url: str, name: str, settings: Settings) -> RemoteModel:
+def connect(
+    url: str,
+    name: str | None,
+    settings: Settings,
+    *,
+    split: bool = False,
+    runtime: str | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> RemoteModel:
     """The model of the server at `url`. Its token is the environment's, or this device's own.
 
-    Raises what `Server` and `RemoteModel` do, and SettingsError.
+    With `split` pictures are encoded here, on the vision half of `runtime`. Raises what `Server`,
+    `RemoteModel` and `load_tower` do, and SettingsError.
     """
     server = Server(url, offline=settings.offline)
     if server.on_this_device or os.environ.get(ENVIRONMENT):
         server = replace(server, token=known_token(settings.home))
-    return RemoteModel(server, name)
+    if not split:
+        return RemoteModel(server, name or "auto")
+    wanted = name if name not in (None, "auto") else RemoteModel(server).name
+    tower = load_tower(wanted, runtime=runtime, settings=settings, progress=progress, notice=notice)
+    try:
+        return RemoteModel(server, tower=tower)
+    except BaseException:
+        tower.close()
+        raise
 
 
 class RemoteSlot:

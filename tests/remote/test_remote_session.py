@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from edgevlm.errors import (
     UsageError,
 )
 from edgevlm.messages import ActiveAdapter, Sent
-from edgevlm.model import load_tower
 from edgevlm.remote.client import Server
 from edgevlm.remote.model import RemoteModel
 
@@ -235,12 +235,51 @@ def test_a_stream_of_nonsense_is_an_error(server: Running, lines: bytes) -> None
         session.ask(QUESTION)
 
 
-def test_split_inference_gives_the_same_tokens(smolvlm: Path, server: Running) -> None:
+def test_split_inference_gives_the_same_tokens(
+    smolvlm: Path, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The picture is encoded here and its embeddings are sent."""
     with load_model(str(smolvlm), runtime="onnx") as local, Session(local) as session:
         expected: Any = conversation(session)
-    tower = load_tower(str(smolvlm), runtime="onnx")
-    with RemoteModel(Server(server.url, TOKEN), tower=tower) as model, Session(model) as session:
+    monkeypatch.setenv("EDGEVLM_SERVE_TOKEN", TOKEN)
+    with Session(str(smolvlm), "onnx", "split", server=server.url) as session:
         for reply, here in zip(conversation(session), expected, strict=True):
             assert [t.id for t in reply.tokens] == [t.id for t in here.tokens]
             assert reply.usage.image_tokens == here.usage.image_tokens
+
+
+def test_the_half_that_sees_must_be_of_the_servers_model(
+    server: Running,
+    tmp_path: Path,
+    smolvlm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path / "another-name"
+    shutil.copytree(smolvlm, other)
+    monkeypatch.setenv("EDGEVLM_SERVE_TOKEN", TOKEN)
+    with pytest.raises(UnknownModel, match="serves another"):
+        Session(str(other), "onnx", "split", server=server.url)
+
+
+def test_split_is_for_a_whole_session_with_a_server(
+    smolvlm: Path, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVLM_SERVE_TOKEN", TOKEN)
+    with pytest.raises(UsageError, match="with a server"):
+        Session(str(smolvlm), route="split")
+    with Session(server=server.url) as session, pytest.raises(UsageError, match="whole session"):
+        session.set_route("split")
+
+
+def test_what_is_sent_to_another_device_is_counted(server: Running) -> None:
+    """No other device is here: one that this client takes for it is."""
+
+    class Elsewhere(Server):
+        on_this_device = False
+
+    with Session(RemoteModel(Elsewhere(server.url, TOKEN))) as session:
+        reply = session.ask(QUESTION, images=[pixels()], max_tokens=2)
+    assert reply.route.decision == "cloud"
+    assert reply.route.sent.image_bytes > 4 * pixels().size / 3
+    assert reply.route.sent.text_bytes > len(QUESTION)
+    assert reply.route.sent.embedding_bytes == 0
