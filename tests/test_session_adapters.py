@@ -170,7 +170,7 @@ def test_the_pictures_embeddings_are_kept_over_a_swap(
         encoded.append(image)
         return encode(image, cancel)
 
-    model._features.clear()
+    model.tower._features.clear()
     monkeypatch.setattr(model.vision, "encode", counted)
     ask(session)
     session.use_adapters(packs / "one")

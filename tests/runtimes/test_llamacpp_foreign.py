@@ -136,7 +136,7 @@ def encodings(case: Case, monkeypatch: pytest.MonkeyPatch) -> list[ImageInput]:
         seen.append(image)
         return encode(image, cancel)
 
-    case.model._features.clear()
+    case.model.tower._features.clear()
     monkeypatch.setattr(case.model.vision, "encode", counted)
     return seen
 
