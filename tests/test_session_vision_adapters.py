@@ -117,7 +117,7 @@ def test_features_kept_by_the_picture_alone_would_cross(
         model.tower._features.clear()
         ask(session, adapter=[])
         session._turns[2:] = []
-        monkeypatch.setattr("edgevlm.model.adapters_key", lambda adapters: ())
+        monkeypatch.setattr("edgevlm.tower.adapters_key", lambda adapters: ())
         assert not same(ask(session, NEXT), fresh)
 
 
