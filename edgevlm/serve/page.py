@@ -21,7 +21,13 @@ _KINDS = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
 }
+_NAMES = frozenset(
+    file.name for file in _FOLDER.iterdir() if file.name.rpartition(".")[2] in _KINDS
+)
+# What the page that asks for a token is made of.
+_OPEN = frozenset({"login.html", "login.js", "token.js", "style.css", "icon.svg"})
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
@@ -46,16 +52,19 @@ class Page:
         return [
             Route("/", self._index, methods=["GET"]),
             Route("/page", self._let_in, methods=["POST"]),
-            Route("/page/app.js", self._app, methods=["GET"]),
-            Route("/page/{name}", _open_file, methods=["GET"]),
+            Route("/page/{name}", self._part, methods=["GET"]),
         ]
 
     async def _index(self, request: Request) -> Response:
         known = self._has_pass(request)
         return _file("index.html" if known else "login.html", 200 if known else 401)
 
-    async def _app(self, request: Request) -> Response:
-        return _file("app.js") if self._has_pass(request) else Response(status_code=401)
+    async def _part(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _NAMES:
+            return Response(status_code=404)
+        known = name in _OPEN or self._has_pass(request)
+        return _file(name) if known else Response(status_code=401)
 
     async def _let_in(self, request: Request) -> Response:
         """Reached with the token alone, as every other route."""
@@ -66,12 +75,6 @@ class Page:
     def _has_pass(self, request: Request) -> bool:
         given = request.cookies.get(_COOKIE, "")
         return compare_digest(given.encode("utf-8", "replace"), self._pass.encode())
-
-
-async def _open_file(request: Request) -> Response:
-    """What the page that asks for a token is made of."""
-    name = request.path_params["name"]
-    return _file(name) if name in ("login.js", "style.css") else Response(status_code=404)
 
 
 def _file(name: str, status: int = 200) -> Response:
