@@ -138,3 +138,15 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from smollm2 import fetch
 
     return fetch(tmp_path_factory.mktemp("smollm2-home"))
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder into which the built-in model was fetched and assembled."""
+    from edgevlm import load_settings
+    from edgevlm.models.store import Store
+
+    home = tmp_path_factory.mktemp("tiny-home")
+    settings = load_settings({"EDGEVLM_HOME": str(home)})
+    Store(settings).resolve("edgevlm-tiny", runtime="onnx")
+    return home

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,14 @@ class Running:
 
 
 @contextmanager
-def running(model: Model, home: Path | None = None, **options: Any) -> Iterator[Running]:
-    """Serve `model`, with the adapters that are installed in `home`."""
+def running(
+    model: Model, home: Path | None = None, port: int = 0, **options: Any
+) -> Iterator[Running]:
+    """Serve `model`, with the adapters that are installed in `home`. Port 0 is any free one."""
     settings = load_settings(None if home is None else {"EDGEVLM_HOME": str(home)})
     server = Server(model, AccessToken(TOKEN, None), settings, Options(**options))
     started = threading.Event()
-    with listen("127.0.0.1", 0) as sock:
+    with listen("127.0.0.1", port) as sock:
         runner = Runner(server, started.set)
         thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
@@ -69,6 +72,15 @@ def running(model: Model, home: Path | None = None, **options: Any) -> Iterator[
             runner.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> float:
+    """How long it took to hold, in seconds."""
+    began = time.perf_counter()
+    while not holds():
+        assert time.perf_counter() - began < seconds, "it never came to hold"
+        time.sleep(0.001)
+    return time.perf_counter() - began
 
 
 def pixels(seed: int = 0, size: tuple[int, int] = (40, 60)) -> np.ndarray:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgevlm import Session, load_settings
+from edgevlm import Session
 from edgevlm.cli import run
-from edgevlm.models.store import Store
 
 ROOT = Path(__file__).parent.parent
 PHOTO = ROOT / "examples" / "photo.jpg"
@@ -20,15 +19,6 @@ CLOSED = "http://127.0.0.1:9"
 
 def names_it(text: str) -> bool:
     return any(name in text.lower() for name in NAMES)
-
-
-@pytest.fixture(scope="module")
-def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder into which the built-in model was fetched and assembled."""
-    home = tmp_path_factory.mktemp("tiny-home")
-    settings = load_settings({"EDGEVLM_HOME": str(home)})
-    Store(settings).resolve("edgevlm-tiny", runtime="onnx")
-    return home
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import TOKEN, Running, asking, pixels, running
+from serving import TOKEN, Running, asking, pixels, running, until
 
 from edgevlm import Model
 from edgevlm.engine.prefix import PrefixContext
 
 ADAPTERS = (None, "one", "two", {"one": 0.5, "two": 1.0})
 FOLLOW_UPS = ("And its colour?", "How many are there?")
-
-
-def until(holds: Callable[[], bool], seconds: float = 30) -> float:
-    """How long it took to hold, in seconds."""
-    began = time.perf_counter()
-    while not holds():
-        assert time.perf_counter() - began < seconds, "it never came to hold"
-        time.sleep(0.001)
-    return time.perf_counter() - began
 
 
 def talk(server: Running, client: int) -> list[list[int]]:
