@@ -10,6 +10,8 @@
 | `threads`        | `EDGEVLM_THREADS`        | compute threads; unset: one a physical core       |
 | `context_length` | `EDGEVLM_CONTEXT_LENGTH` | most tokens of a conversation; unset: the model's |
 | `max_pixels`     | `EDGEVLM_MAX_PIXELS`     | largest picture that is decoded                   |
+| `cache`          | `EDGEVLM_CACHE`          | keep answers: `on`, `off`, `near` pictures too    |
+| `cache_bytes`    | `EDGEVLM_CACHE_BYTES`    | most bytes of answers that are kept               |
 
 `home` can't stand in the file, which is in it.
 """
@@ -39,6 +41,8 @@ class Settings:
     threads: int | None = None
     context_length: int | None = None
     max_pixels: int = 40_000_000
+    cache: str = "on"
+    cache_bytes: int = 64 * 2**20
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -140,6 +144,15 @@ def _route(value: object) -> str:
     return str(value)
 
 
+def _cache(value: object) -> str:
+    if isinstance(value, str) and value.strip().lower() == "near":
+        return "near"
+    try:
+        return "on" if _flag(value) else "off"
+    except ValueError:
+        raise ValueError("use 1, 0 or near") from None
+
+
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "offline": _flag,
     "model": _text,
@@ -148,4 +161,6 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "threads": _threads,
     "context_length": _positive,
     "max_pixels": _positive,
+    "cache": _cache,
+    "cache_bytes": _positive,
 }

@@ -27,13 +27,21 @@ def test_every_setting_has_its_variable(home: Path) -> None:
         "EDGEVLM_THREADS": "3",
         "EDGEVLM_CONTEXT_LENGTH": "4",
         "EDGEVLM_MAX_PIXELS": "5",
+        "EDGEVLM_CACHE": "near",
+        "EDGEVLM_CACHE_BYTES": "6",
     }
-    assert load_settings(environ) == Settings(home, True, "a", "b", "cloud", 3, 4, 5)
+    settings = Settings(home, True, "a", "b", "cloud", 3, 4, 5, "near", 6)
+    assert load_settings(environ) == settings
 
 
 @pytest.mark.parametrize(("word", "flag"), [("1", True), ("true", True), ("0", False), ("", False)])
 def test_offline_reads_words(home: Path, word: str, flag: bool) -> None:
     assert load_settings({"EDGEVLM_HOME": str(home), "EDGEVLM_OFFLINE": word}).offline is flag
+
+
+@pytest.mark.parametrize(("word", "mode"), [("1", "on"), ("off", "off"), ("0", "off")])
+def test_the_cache_is_on_or_off_or_near(home: Path, word: str, mode: str) -> None:
+    assert load_settings({"EDGEVLM_HOME": str(home), "EDGEVLM_CACHE": word}).cache == mode
 
 
 @pytest.mark.parametrize(
@@ -45,6 +53,7 @@ def test_offline_reads_words(home: Path, word: str, flag: bool) -> None:
         ("EDGEVLM_THREADS", "many"),
         ("EDGEVLM_THREADS", "99999999999"),
         ("EDGEVLM_MAX_PIXELS", "-4"),
+        ("EDGEVLM_CACHE", "far"),
     ],
 )
 def test_a_bad_value_names_its_setting(home: Path, variable: str, value: str) -> None:

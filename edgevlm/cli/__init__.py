@@ -22,6 +22,7 @@ COMMANDS = {
     "model": ("edgevlm.cli.model:model", "List, fetch, check and remove models."),
     "adapter": ("edgevlm.cli.adapter:adapter", "Install, check, remove and train adapters."),
     "serve": ("edgevlm.cli.serve:serve", "Serve a model to OpenAI clients, with a page."),
+    "cache": ("edgevlm.cli.cache:cache", "Show or forget the answers that are kept."),
     "device": ("edgevlm.cli.device:device", "Show this machine, and plan where a model runs."),
     "doctor": ("edgevlm.cli.doctor:doctor", "Say what works on this machine, and what doesn't."),
 }
