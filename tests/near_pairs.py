@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,15 @@ def shade(rng: Rng, pixels: Pixels) -> Pair:
     return _patch(rng, pixels, width, height, int(rng.integers(4, 21)))
 
 
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
 def _written(pixels: Pixels, text: str, size: int, where: tuple[int, int], ink: int) -> Pixels:
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size)
+    font = _font(size)
     paper = 200
     draw.rectangle(draw.textbbox(where, "W" * len(text), font), fill=(paper,) * 3)
     draw.text(where, text, font=font, fill=(paper - ink,) * 3)

@@ -11,10 +11,9 @@ import hashlib
 import logging
 import sqlite3
 from dataclasses import replace
-from types import TracebackType
 
 from edgevlm.cache.asked import Asked
-from edgevlm.cache.database import CacheStats, Database, transaction
+from edgevlm.cache.database import WAIT_MS, CacheStats, Database, transaction
 from edgevlm.cache.record import read, written
 from edgevlm.cache.sketch import Sketch
 from edgevlm.errors import DeviceError
@@ -109,18 +108,8 @@ class AnswerCache:
         return removed
 
     def close(self) -> None:
+        """Let the file go; the next question opens it again."""
         self.database.close()
-
-    def __enter__(self) -> AnswerCache:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _INSERT = (
@@ -197,7 +186,7 @@ def _touch(connection: sqlite3.Connection, key: bytes) -> None:
     connection.execute("PRAGMA busy_timeout = 0")
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute(_TOUCH, (key,))
-    connection.execute("PRAGMA busy_timeout = 1000")
+    connection.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
 
 
 def _forget_oldest(connection: sqlite3.Connection, limit_bytes: int) -> None:

@@ -47,7 +47,7 @@ _NOT_THE_FILE = (
     "interrupted",
 )
 _HINT = "Set EDGEVLM_CACHE=0 to do without, or EDGEVLM_HOME to a folder on another disk."
-_WAIT_S = 1.0
+WAIT_MS = 1000
 
 # A descriptor that is closed lets go of the locks that SQLite holds on the same file, so no
 # thread may connect while another makes the file.
@@ -182,7 +182,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def _connect(path: Path) -> sqlite3.Connection:
     """Raises _Unfit, and sqlite3.Error where the file can't be used now."""
     connection = sqlite3.connect(
-        path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+        path, timeout=WAIT_MS / 1000, isolation_level=None, check_same_thread=False
     )
     # A damaged name is to be compared, not to be complained of.
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")

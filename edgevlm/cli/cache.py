@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def stats(as_json: bool) -> None:
     """Show how many answers are kept, how large they are, and how often they served."""
     from edgevlm.models.disk import size_text
 
-    with _cache() as answers:
+    with closing(_cache()) as answers:
         found = answers.stats()
         if as_json:
             folder = str(answers.database.folder)
@@ -61,7 +62,7 @@ def clear(as_json: bool) -> None:
     """Forget all answers, so that none can be read from the disk any more."""
     from edgevlm.models.disk import size_text
 
-    with _cache() as answers:
+    with closing(_cache()) as answers:
         before = answers.database.file_bytes()
         removed = answers.clear()
         freed = max(before - answers.database.file_bytes(), 0)

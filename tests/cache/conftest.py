@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def open_cache(home: Path) -> Iterator[Callable[..., AnswerCache]]:
     with ExitStack() as stack:
 
         def opened(**settings: Any) -> AnswerCache:
-            return stack.enter_context(AnswerCache(Settings(home, **settings)))
+            return stack.enter_context(closing(AnswerCache(Settings(home, **settings))))
 
         yield opened
 

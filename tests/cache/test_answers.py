@@ -173,13 +173,14 @@ def test_a_folder_that_cannot_be_made_means_no_cache(home: Path, cache: AnswerCa
 # In a process of its own, whose files may not grow beyond the limit.
 FULL_DISK = """
 import resource, signal, sys
+from contextlib import closing
 from pathlib import Path
 from answer_factory import asked, picture, reply, talk
 from edgevlm.cache import AnswerCache
 from edgevlm.settings import Settings
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with AnswerCache(Settings(Path(sys.argv[1]))) as cache:
+with closing(AnswerCache(Settings(Path(sys.argv[1])))) as cache:
     question = lambda n: asked(talk(f"Question {n}?", picture()))
     assert cache.put(question(0), reply("first"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -188,7 +189,7 @@ with AnswerCache(Settings(Path(sys.argv[1]))) as cache:
     assert cache.get(question(0)).text == "first"
     assert all(cache.get(question(n)).text == "word " * 100 for n in kept)
     print(len(kept))
-with AnswerCache(Settings(Path(sys.argv[1]) / "other")) as cache:
+with closing(AnswerCache(Settings(Path(sys.argv[1]) / "other"))) as cache:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     assert not cache.put(question(0), reply("first"))
     assert cache.get(question(0)) is None

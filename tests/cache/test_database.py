@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def answer(n: int) -> Any:
 
 def fill(home: Path, n: int = 20) -> Path:
     """A closed database of `n` answers: its file."""
-    with AnswerCache(Settings(home)) as cache:
+    with closing(AnswerCache(Settings(home))) as cache:
         for i in range(n):
             assert cache.put(question(i), answer(i))
         (file,) = cache.database.files()
@@ -125,7 +126,7 @@ def test_no_byte_of_the_file_can_make_it_lie_or_fail(home: Path, tmp_path: Path,
         file = folder / "cache" / "answers" / "answers-1.sqlite3"
         file.parent.mkdir(parents=True)
         file.write_bytes(damaged(good, rng))
-        with AnswerCache(Settings(folder)) as cache:
+        with closing(AnswerCache(Settings(folder))) as cache:
             for n in range(0, 20, 3):
                 found = cache.get(question(n))
                 assert is_right(found, n)
@@ -163,7 +164,7 @@ def damaged(good: bytes, rng: np.random.Generator) -> bytes:
 
 def test_a_damaged_log_costs_answers_and_nothing_else(home: Path, tmp_path: Path) -> None:
     """The write-ahead log of a process that was killed, with any of its bytes changed."""
-    with AnswerCache(Settings(home)) as cache:
+    with closing(AnswerCache(Settings(home))) as cache:
         for n in range(20):
             assert cache.put(question(n), answer(n))
         folder = cache.database.folder
@@ -177,7 +178,7 @@ def test_a_damaged_log_costs_answers_and_nothing_else(home: Path, tmp_path: Path
         copy.mkdir(parents=True)
         for name, data in files.items():
             (copy / name).write_bytes(damaged(data, rng) if name == log else data)
-        with AnswerCache(Settings(copy.parents[1])) as cache:
+        with closing(AnswerCache(Settings(copy.parents[1]))) as cache:
             assert all(is_right(cache.get(question(n)), n) for n in range(20))
             assert cache.put(question(3), answer(3))
 
@@ -248,13 +249,14 @@ def test_eight_processes_of_four_threads_share_it(home: Path, open_cache: Open) 
 
 WRITER = """
 import sys
+from contextlib import closing
 from pathlib import Path
 from answer_factory import asked, picture, reply, talk
 from edgevlm.cache import AnswerCache
 from edgevlm.settings import Settings
 
 shown, n = picture(), 0
-with AnswerCache(Settings(Path(sys.argv[1]), cache_bytes=400_000)) as cache:
+with closing(AnswerCache(Settings(Path(sys.argv[1]), cache_bytes=400_000))) as cache:
     while True:
         question = asked(talk(f"Question {n % 100}?", shown))
         assert cache.put(question, reply(f"answer {n % 100} " + "word " * (n % 100 % 50)))
@@ -284,12 +286,13 @@ def test_a_writer_that_is_killed_leaves_the_old_or_the_new(home: Path, open_cach
 
 FORK = """
 import os, sys
+from contextlib import closing
 from pathlib import Path
 from answer_factory import asked, reply
 from edgevlm.cache import AnswerCache
 from edgevlm.settings import Settings
 
-with AnswerCache(Settings(Path(sys.argv[1]))) as cache:
+with closing(AnswerCache(Settings(Path(sys.argv[1])))) as cache:
     assert cache.put(asked(model="a"), reply("a"))
     child = os.fork()
     if child == 0:

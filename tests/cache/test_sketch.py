@@ -9,7 +9,7 @@ from near_pairs import CHANGES, HARMLESS, changed_pair, scene
 
 from edgevlm.cache.sketch import Sketch
 
-N_PAIRS = 60  # of each kind; `tests/bench/cache_near.py` measures thousands
+N_PAIRS = 30  # of each kind; `tests/bench/cache_near.py` measures thousands
 
 
 def sketch(array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Sketch:

@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def kept(home: Path) -> None:
-    with AnswerCache(Settings(home)) as cache:
+    with closing(AnswerCache(Settings(home))) as cache:
         for n in range(3):
             assert cache.put(asked(talk(f"Question {n}?", picture())), reply())
         assert cache.get(asked(talk("Question 1?", picture()))) is not None
