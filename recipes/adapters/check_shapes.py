@@ -2,6 +2,7 @@
 
     python recipes/adapters/check_shapes.py --count 500                   # all three runtimes
     python recipes/adapters/check_shapes.py --runtimes onnx --show 10
+    python recipes/adapters/check_shapes.py --runtimes onnx+mlx --pack-only   # a slow runtime
     python recipes/adapters/check_shapes.py --count 9673 --json answers.json
 
 Pictures are drawn from the whole split by a seed, and of each all questions are asked, every one
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import beside_tiny  # noqa: F401
 import judge
@@ -35,6 +37,8 @@ RUNTIMES = ("onnx", "onnx+llamacpp", "onnx+mlx")
 PACK = REPOSITORY / "adapters" / "shapes"
 MAX_TOKENS = 32
 SEED = 0
+# The adapter of each that is asked: a pack's folder, or none.
+Asking: TypeAlias = Mapping[str, Path | None]
 ALONE, WITH = "base", "shapes"
 KINDS: dict[Kind, str] = {
     "shape": "which shape",
@@ -80,13 +84,13 @@ def draw(archive: zipfile.ZipFile, count: int) -> dict[int, list[Asked]]:
 
 
 def answers(
-    runtime: str, archive: zipfile.ZipFile, drawn: dict[int, list[Asked]], pack: Path
+    runtime: str, archive: zipfile.ZipFile, drawn: dict[int, list[Asked]], whom: Asking
 ) -> Iterator[Answer]:
-    """A picture is encoded once, for its questions to both."""
+    """A picture is encoded once, for its questions to all of `whom`."""
     with Session("edgevlm-tiny", runtime=runtime) as session:
         for picture in track(drawn, runtime, console=Console(stderr=True)):
             png = read_picture(archive, "test", picture)
-            for by, adapter in ((ALONE, None), (WITH, pack)):
+            for by, adapter in whom.items():
                 session.use_adapters(adapter)
                 for asked in drawn[picture]:
                     session.reset()
@@ -95,8 +99,11 @@ def answers(
                     yield Answer(runtime, by, picture, *told)
 
 
-def right(said: Sequence[Answer]) -> Measure:
-    """The share of right answers; pictures are resampled, as one's questions share its luck."""
+def right(said: Sequence[Answer]) -> Measure | str:
+    """The share of right answers; pictures are resampled, as one's questions share its luck.
+    Nothing where nothing was asked."""
+    if not said:
+        return ""
     hits = [answer.verdict == "right" for answer in said]
     return share(hits, [1] * len(said), [str(answer.picture) for answer in said])
 
@@ -112,8 +119,8 @@ def report(said: Sequence[Answer]) -> None:
 
     print("| runtime | questions | base | with shapes |\n|---|---|---|---|")
     for runtime in runtimes:
-        alone, adapted = right(of(runtime, ALONE)), right(of(runtime, WITH))
-        print(f"| {runtime} | {adapted.n} | {alone} | {adapted} |")
+        alone, adapted = of(runtime, ALONE), of(runtime, WITH)
+        print(f"| {runtime} | {len(adapted)} | {right(alone)} | {right(adapted)} |")
 
     first = runtimes[0]
     print(f"\n| asked ({first}) | questions | base | with shapes |\n|---|---|---|---|")
@@ -148,12 +155,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="questions, of 9,673")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--pack", type=Path, default=PACK, help="the adapter's folder")
+    parser.add_argument("--pack-only", action="store_true", help="don't ask the base")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print")
     parser.add_argument("--json", type=Path, help="where to write every answer")
     options = parser.parse_args()
+    whom: Asking = {WITH: options.pack}
+    if not options.pack_only:
+        whom = {ALONE: None, **whom}
     with zipfile.ZipFile(fetch()) as archive:
         drawn = draw(archive, options.count)
-        asked = (answers(runtime, archive, drawn, options.pack) for runtime in options.runtimes)
+        asked = (answers(runtime, archive, drawn, whom) for runtime in options.runtimes)
         said = until_stopped(chain.from_iterable(asked))
     if options.json:
         write_answers(options.json, said)
