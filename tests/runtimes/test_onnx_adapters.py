@@ -230,7 +230,12 @@ def test_an_adapter_costs_no_memory_beside_its_matrices(
     model: OnnxLanguageModel, mixes: Mapping[str, Scaled]
 ) -> None:
     ((lora, _),) = mixes["rank 8"]
-    assert model.load_adapter(lora).updates is lora.decoder
+    updates = model.load_adapter(lora).updates
+    assert updates is not None
+    matrices = [matrix for update in updates.values() for matrix in (update.a, update.b)]
+    assert sum(matrix.nbytes for matrix in matrices) == lora.n_bytes
+    # Nor do they hold on to what was read from the file.
+    assert all(matrix.base is None for matrix in matrices)
 
 
 SMALL = LlamaShape(
