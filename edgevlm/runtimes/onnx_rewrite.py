@@ -18,6 +18,7 @@ from edgevlm.runtimes.onnx_names import Naming
 from edgevlm.runtimes.onnx_proto import Data, Field, content, fields, header, integer, integers
 
 EXPORT_AGAIN = "Export the model again (edgevlm model convert), or use another runtime."
+_NO_LAYERS = "Use an adapter that leaves this part of the model alone."
 
 # Numbers of fields, from onnx.proto.
 _MODEL_GRAPH = 7
@@ -43,8 +44,12 @@ def graph_with_adapter_inputs(path: Path, naming: Naming) -> bytes:
     except (ValueError, RecursionError, OSError) as error:
         raise NotSupported(
             f"{path.name} takes no adapters, and can't be changed to: {error}.",
-            hint=EXPORT_AGAIN,
+            hint=_NO_LAYERS if isinstance(error, _Foreign) else EXPORT_AGAIN,
         ) from error
+
+
+class _Foreign(ValueError):
+    """No transformer, such as the built-in model's vision encoder, or one without its names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class _Products:
                     raise ValueError(f"it has two products for {product.module}")
                 found[product.module] = product
         if not found:
-            raise ValueError("it names no layers that are known")
+            raise _Foreign("it names no layers that are known")
         return list(found.values())
 
     def _product(self, node: _Node, naming: Naming) -> _Product | None:

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import phrasings as ask_for
 from asking import Maker
+from photo_phrasings import NO_TEXT, UNKNOWABLE, UNKNOWN, UNREAD
 from place_questions import OPPOSITE, PlaceQuestions
 from projector import CLEAR, PROBABLY, Vocabulary
-from questions import NO_TEXT, UNKNOWABLE, UNKNOWN, UNREAD, Exchange
+from questions import Exchange
 from seen import COLOURS, NUMBERS, SIZES, SURFACES
 from simulate import CHART, NOTHING, PHOTO, TEXT, Known, SeenThing
 from wording import (

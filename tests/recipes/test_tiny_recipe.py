@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from photo_phrasings import NO_TEXT, NOT_SEEN, UNKNOWN
 from projector import (
     CLEAR,
     EITHER,
@@ -16,7 +17,7 @@ from projector import (
     describe,
     load_vocabulary,
 )
-from questions import NO_TEXT, NOT_SEEN, UNKNOWN, Questioner
+from questions import Questioner
 
 VOCABULARY = load_vocabulary()
 UNTOLD = {NO_TEXT, *NOT_SEEN, *UNKNOWN}

@@ -142,8 +142,9 @@ def test_a_product_without_a_name_is_never_passed_over(
 def test_an_encoder_that_is_no_tower_of_layers(tmp_path: Path, smolvlm_source: Path) -> None:
     """Such as the built-in model's."""
     encoder = OnnxVisionEncoder(write_model(tmp_path, Mini()), LoadOptions(threads=1))
-    with pytest.raises(NotSupported, match="names no layers that are known"):
+    with pytest.raises(NotSupported, match="names no layers that are known") as caught:
         encoder.load_adapter(vision_lora(smolvlm_source))
+    assert "leaves this part of the model alone" in str(caught.value.hint)
 
 
 def test_adapters_that_are_closed_or_of_another_model(
