@@ -6,19 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from known_photo import PHOTO, names_it
 
 from edgevlm import Session
 from edgevlm.cli import run
 
-ROOT = Path(__file__).parent.parent
-PHOTO = ROOT / "examples" / "photo.jpg"
-# A cup of coffee; ImageNet's own name for it is espresso.
-NAMES = ("coffee", "espresso")
 CLOSED = "http://127.0.0.1:9"
-
-
-def names_it(text: str) -> bool:
-    return any(name in text.lower() for name in NAMES)
 
 
 @pytest.fixture
