@@ -23,6 +23,10 @@ EdgeVLMError                     exit code 1
 │   ├── NotSupported                 a runtime or feature this device lacks
 │   └── RuntimeFailed                the runtime itself reported a failure
 ├── CloudError                   5   the cloud refused or failed
+│   ├── CloudNotAllowed              not set up, no consent, over budget: nothing was sent
+│   ├── CloudRefused                 the provider takes no such key, model or question
+│   ├── CloudUnavailable             it can't be reached, is busy, or took too long
+│   └── CloudAnswerBroken            what came is no answer
 └── Interrupted                  130 cancelled by the user
 
 Each carries what happened (`str(error)`), what to do next (`hint`), and
@@ -134,6 +138,22 @@ class RuntimeFailed(DeviceError):
 
 class CloudError(EdgeVLMError):
     exit_code = 5
+
+
+class CloudNotAllowed(CloudError):
+    pass
+
+
+class CloudRefused(CloudError):
+    pass
+
+
+class CloudUnavailable(CloudError):
+    retryable = True
+
+
+class CloudAnswerBroken(CloudError):
+    pass
 
 
 class Interrupted(EdgeVLMError):
