@@ -12,6 +12,7 @@
 | `max_pixels`     | `EDGEVLM_MAX_PIXELS`     | largest picture that is decoded                   |
 | `cache`          | `EDGEVLM_CACHE`          | keep answers: `on`, `off`, `near` pictures too    |
 | `cache_bytes`    | `EDGEVLM_CACHE_BYTES`    | most bytes of answers that are kept               |
+| `log_prompts`    | `EDGEVLM_LOG_PROMPTS`    | questions and answers go into the route log, too  |
 
 `home` can't stand in the file, which is in it.
 """
@@ -43,6 +44,7 @@ class Settings:
     max_pixels: int = 40_000_000
     cache: str = "on"
     cache_bytes: int = 64 * 2**20
+    log_prompts: bool = False
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -163,4 +165,5 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "max_pixels": _positive,
     "cache": _cache,
     "cache_bytes": _positive,
+    "log_prompts": _flag,
 }

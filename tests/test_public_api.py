@@ -26,7 +26,10 @@ HEAVY = {
     "torch",
     "transformers",
 }
-EXTRAS = {"av", "coremltools", "llama_cpp", "llguidance", "mlx", "mlx_vlm", "onnx", "pydantic"}
+EXTRAS = {
+    *("av", "coremltools", "keyring", "llama_cpp", "llguidance", "mlx", "mlx_vlm", "onnx"),
+    *("openai", "pydantic"),
+}
 
 
 def test_the_public_names_are_these() -> None:

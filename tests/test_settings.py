@@ -29,8 +29,9 @@ def test_every_setting_has_its_variable(home: Path) -> None:
         "EDGEVLM_MAX_PIXELS": "5",
         "EDGEVLM_CACHE": "near",
         "EDGEVLM_CACHE_BYTES": "6",
+        "EDGEVLM_LOG_PROMPTS": "1",
     }
-    settings = Settings(home, True, "a", "b", "cloud", 3, 4, 5, "near", 6)
+    settings = Settings(home, True, "a", "b", "cloud", 3, 4, 5, "near", 6, True)
     assert load_settings(environ) == settings
 
 

@@ -55,17 +55,17 @@ class Dialect:
         self._dropped: set[str] = set()
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
-        asked = request.asked
+        options = request.options
         body: dict[str, Any] = {
-            self._limit: asked.max_tokens,
+            self._limit: options.max_tokens,
             "stream_options": {"include_usage": True},
         }
-        if asked.temperature is not None:
-            body["temperature"] = asked.temperature
-        if asked.stop:
-            body["stop"] = list(asked.stop)
-        if asked.schema is not None:
-            schema = {"name": "answer", "schema": dict(asked.schema), "strict": True}
+        if options.temperature is not None:
+            body["temperature"] = options.temperature
+        if options.stop:
+            body["stop"] = list(options.stop)
+        if options.schema is not None:
+            schema = {"name": "answer", "schema": dict(options.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return {name: value for name, value in body.items() if name not in self._dropped}
 
@@ -182,7 +182,7 @@ class Attempt:
 
     def _count(self, text: str) -> None:
         self.text_bytes += len(text.encode())
-        if self.text_bytes > _BYTES_A_TOKEN * self._request.asked.max_tokens + _BYTES_MORE:
+        if self.text_bytes > _BYTES_A_TOKEN * self._request.options.max_tokens + _BYTES_MORE:
             raise self._broken("more text than it was asked for, and was stopped")
 
     def _broken(self, what: str) -> CloudAnswerBroken:

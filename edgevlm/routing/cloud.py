@@ -17,11 +17,11 @@ from edgevlm.routing.keys import Key, find_key
 from edgevlm.routing.ledger import Ledger
 from edgevlm.routing.prices import dollars
 from edgevlm.routing.provider import Provider, read_provider
-from edgevlm.routing.request import Asked, ChatRequest, chat_request, worst_tokens
+from edgevlm.routing.request import AnswerOptions, ChatRequest, chat_request, worst_tokens
 from edgevlm.settings import Settings
 
 _FIRST_GUESS_S = 3.0  # that an answer takes, before there was one
-_NOTHING = Asked()
+_NOTHING = AnswerOptions()
 
 
 class Cloud:
@@ -62,28 +62,30 @@ class Cloud:
         """How long an answer takes, smoothed over those that came."""
         return self._seconds
 
-    def expected_usd(self, messages: Sequence[Message], asked: Asked = _NOTHING) -> float | None:
+    def expected_usd(
+        self, messages: Sequence[Message], options: AnswerOptions = _NOTHING
+    ) -> float | None:
         """What this would cost: what calls have cost on average, and no more than the most that
         it can. None where the price is unknown. Raises CloudNotAllowed for a broken ledger."""
-        worst = self._office.cost(worst_tokens(messages, asked, self.provider.limits))
+        worst = self._office.cost(worst_tokens(messages, options, self.provider.limits))
         if worst is None:
             return None
         mean = self.ledger.mean_cost(self.provider)
         return dollars(worst) if mean is None else min(mean, dollars(worst))
 
-    def check(self, messages: Sequence[Message], asked: Asked = _NOTHING) -> None:
+    def check(self, messages: Sequence[Message], options: AnswerOptions = _NOTHING) -> None:
         """Raise CloudNotAllowed or CloudUnavailable where this can't be asked now: no network by
         settings, no consent, no key, no budget, or a provider that keeps failing. Nothing is
         sent to find out, and no picture is looked at."""
         self._permit(messages)
         self._office.check_rest(self._office.breaker.wait_s())
-        worst = self._office.cost(worst_tokens(messages, asked, self.provider.limits))
+        worst = self._office.cost(worst_tokens(messages, options, self.provider.limits))
         self.ledger.check(self.provider, worst)
 
     def stream(
         self,
         messages: Sequence[Message],
-        asked: Asked = _NOTHING,
+        options: AnswerOptions = _NOTHING,
         *,
         cancel: Cancel | None = None,
         timeout_s: float | None = None,
@@ -96,8 +98,8 @@ class Cloud:
 
         def prepare() -> tuple[ChatRequest, Key | None]:
             key = self._permit(messages)
-            self.check(messages, asked)
-            return chat_request(messages, asked, self.provider.limits), key
+            self.check(messages, options)
+            return chat_request(messages, options, self.provider.limits), key
 
         seconds = timeout_s or self.provider.limits.timeout_s
         return CloudStream(self._office, prepare, cancel or Cancel(), seconds, self._took)
@@ -105,13 +107,13 @@ class Cloud:
     def ask(
         self,
         messages: Sequence[Message],
-        asked: Asked = _NOTHING,
+        options: AnswerOptions = _NOTHING,
         *,
         cancel: Cancel | None = None,
         timeout_s: float | None = None,
     ) -> CloudAnswer:
         """`stream`, read to its end."""
-        stream = self.stream(messages, asked, cancel=cancel, timeout_s=timeout_s)
+        stream = self.stream(messages, options, cancel=cancel, timeout_s=timeout_s)
         for _ in stream:
             pass
         return stream.answer

@@ -71,9 +71,8 @@ def find_key(provider: Provider, environ: Mapping[str, str] | None = None) -> Ke
 
     Raises CloudNotAllowed where there is no key, or one that can't be sent.
     """
-    environ = os.environ if environ is None else environ
-    value = (environ.get(provider.api_key_env) or "").strip() or _from_keyring(provider)
-    if not value:
+    value, source = _look_up(provider, environ)
+    if source is None:
         if provider.on_this_device:
             return None
         raise CloudNotAllowed(
@@ -84,9 +83,23 @@ def find_key(provider: Provider, environ: Mapping[str, str] | None = None) -> Ke
     if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
         raise CloudNotAllowed(
             f"The key for {provider.called} has characters that no key has.",
-            hint=f"Set {provider.api_key_env} again, to the key alone.",
+            hint=f"Set it again, to the key alone: in the {source}.",
         )
     return Key(value)
+
+
+def key_source(provider: Provider, environ: Mapping[str, str] | None = None) -> str | None:
+    """Where the provider's key is, None where there is none."""
+    return _look_up(provider, environ)[1]
+
+
+def _look_up(provider: Provider, environ: Mapping[str, str] | None) -> tuple[str, str | None]:
+    environ = os.environ if environ is None else environ
+    if value := environ.get(provider.api_key_env, "").strip():
+        return value, f"variable {provider.api_key_env}"
+    if value := _from_keyring(provider):
+        return value, "system's keyring"
+    return "", None
 
 
 def _from_keyring(provider: Provider) -> str:

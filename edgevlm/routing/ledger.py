@@ -10,7 +10,6 @@ it *or later*: a clock that is set back finds the money of its future spent alre
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from edgevlm.errors import CloudNotAllowed
 from edgevlm.routing.prices import dollars, dollars_text, nano
 from edgevlm.routing.provider import Provider
-from edgevlm.routing.state import connect, transaction
+from edgevlm.routing.state import Database
 
 FILE = "routing/ledger.sqlite3"
 
@@ -70,10 +69,8 @@ class Ledger:
     """Several processes and threads may keep one. Raises CloudNotAllowed where it can't be kept."""
 
     def __init__(self, home: Path, now: Callable[[], datetime] = utc_now) -> None:
-        self._path = home / FILE
+        self._database = Database(home / FILE, _SCHEMA, synchronous="FULL")
         self._now = now
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
 
     def reserve(self, provider: Provider, cost: int | None) -> Reservation:
         """Book the worst that a call may cost, in nano-dollars; None where the price is unknown.
@@ -81,7 +78,7 @@ class Ledger:
         Raises CloudNotAllowed where a budget would be exceeded, or can't be kept.
         """
         day = self._today()
-        with self._open() as database, transaction(database):
+        with self._errors(), self._database.change() as database:
             _check_budgets(database, provider, cost, day)
             row = database.execute(
                 "INSERT INTO reserved (day, provider, cost) VALUES (?, ?, ?)",
@@ -92,7 +89,7 @@ class Ledger:
 
     def check(self, provider: Provider, cost: int | None) -> None:
         """Raise what `reserve` would, and book nothing."""
-        with self._open() as database:
+        with self._errors(), self._database.open() as database:
             _check_budgets(database, provider, cost, self._today())
 
     def settle(self, reservation: Reservation, cost: int | None) -> None:
@@ -103,21 +100,21 @@ class Ledger:
             "cost": cost or 0,
             "unpriced": cost is None,
         }
-        with self._open() as database, transaction(database):
+        with self._errors(), self._database.change() as database:
             gone = database.execute("DELETE FROM reserved WHERE id = ?", (reservation.id,))
             if gone.rowcount:
                 database.execute(_SETTLE, values)
 
     def release(self, reservation: Reservation) -> None:
         """Take back a reservation of a call that the provider never got, or refused."""
-        with self._open() as database:
+        with self._errors(), self._database.open() as database:
             database.execute("DELETE FROM reserved WHERE id = ?", (reservation.id,))
 
     def spending(self) -> Spending:
         """What was spent this UTC day and month, all providers together. `later` is what is
         booked on days to come, by a clock that was wrong: it counts until they are past."""
         day = self._today()
-        with self._open() as database:
+        with self._errors(), self._database.open() as database:
             calls, unpriced = database.execute(
                 "SELECT coalesce(sum(calls), 0), coalesce(sum(unpriced), 0) FROM spent"
                 " WHERE day >= ?",
@@ -138,7 +135,7 @@ class Ledger:
 
     def mean_cost(self, provider: Provider) -> float | None:
         """US dollars a call of this provider has cost on average; None where there was none."""
-        with self._open() as database:
+        with self._errors(), self._database.open() as database:
             cost, calls = database.execute(
                 "SELECT coalesce(sum(cost), 0), coalesce(sum(calls - unpriced), 0) FROM spent"
                 " WHERE provider = ?",
@@ -147,24 +144,19 @@ class Ledger:
         return dollars(cost) / calls if calls else None
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._database.close()
 
     def _today(self) -> str:
         return self._now().astimezone(timezone.utc).strftime("%Y-%m-%d")
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _errors(self) -> Iterator[None]:
         try:
-            with self._lock:
-                if self._connection is None:
-                    self._connection = connect(self._path, _SCHEMA, synchronous="FULL")
-                yield self._connection
+            yield
         except (sqlite3.Error, OSError) as error:
             raise CloudNotAllowed(
-                f"The ledger {self._path} can't be kept ({error}), and nothing is sent without it.",
+                f"The ledger {self._database.path} can't be kept ({error}), and nothing is sent"
+                " without it.",
                 hint="Free some space, or see to its permissions; where it is broken, remove it.",
             ) from error
 

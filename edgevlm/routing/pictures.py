@@ -46,10 +46,11 @@ def rebuild(pixels: NDArray[np.uint8], longest_side: int) -> SentPicture:
         width, height = (max(round(side * scale), 1) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     few = image.getcolors(_FEW_COLOURS) is not None
+    # JPEG without `optimize`, which fails where a picture of noise outgrows Pillow's buffer.
     options: dict[str, Any] = (
         {"format": "PNG", "optimize": True}
         if few
-        else {"format": "JPEG", "quality": _JPEG_QUALITY, "subsampling": 0, "optimize": True}
+        else {"format": "JPEG", "quality": _JPEG_QUALITY, "subsampling": 0}
     )
     file = io.BytesIO()
     image.save(file, **options)

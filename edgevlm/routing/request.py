@@ -19,7 +19,7 @@ _TOKENS_AROUND = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerOptions:
     """What is asked of a provider beside the conversation; None leaves it its default.
 
     `schema` is a JSON Schema that the answer has to fit.
@@ -38,7 +38,7 @@ class ChatRequest:
     messages: tuple[dict[str, Any], ...]
     pictures: tuple[SentPicture, ...]
     sent: Sent
-    asked: Asked
+    options: AnswerOptions
     worst: Tokens
 
     @property
@@ -46,7 +46,9 @@ class ChatRequest:
         return ("text", "image") if self.pictures else ("text",)
 
 
-def chat_request(messages: Sequence[Message], asked: Asked, limits: Limits) -> ChatRequest:
+def chat_request(
+    messages: Sequence[Message], options: AnswerOptions, limits: Limits
+) -> ChatRequest:
     """Pictures in `messages` are RGB uint8 [H, W, 3]. Raises UsageError for a video."""
     if any(message.video is not None for message in messages):
         raise UsageError(
@@ -64,19 +66,19 @@ def chat_request(messages: Sequence[Message], asked: Asked, limits: Limits) -> C
         messages=tuple(turns),
         pictures=tuple(pictures),
         sent=Sent(text_bytes=text_bytes, image_bytes=image_bytes),
-        asked=asked,
-        worst=worst_tokens(messages, asked, limits),
+        options=options,
+        worst=worst_tokens(messages, options, limits),
     )
 
 
-def worst_tokens(messages: Sequence[Message], asked: Asked, limits: Limits) -> Tokens:
+def worst_tokens(messages: Sequence[Message], options: AnswerOptions, limits: Limits) -> Tokens:
     """No tokenizer makes more tokens of a text than it has bytes."""
     text = sum(len(message.text.encode("utf-8", "replace")) for message in messages)
-    if asked.schema is not None:
-        text += len(repr(asked.schema).encode())
+    if options.schema is not None:
+        text += len(repr(options.schema).encode())
     pictures = sum(len(message.images) for message in messages)
     around = _TOKENS_AROUND + _TOKENS_A_MESSAGE * len(messages)
-    return Tokens(text + around + pictures * limits.picture_tokens, asked.max_tokens)
+    return Tokens(text + around + pictures * limits.picture_tokens, options.max_tokens)
 
 
 def _content(text: str, pictures: Sequence[SentPicture]) -> str | list[dict[str, Any]]:

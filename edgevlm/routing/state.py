@@ -4,7 +4,9 @@ and write them at once, and none ever sees half a file."""
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,31 +55,57 @@ def unreadable(path: Path) -> CloudNotAllowed:
     )
 
 
-def connect(path: Path, schema: str, *, synchronous: str) -> sqlite3.Connection:
-    """Open a database, in which `schema` is made where it is new. Threads may share it under
-    a lock. `synchronous` is FULL for what must outlive a power cut. Raises sqlite3.Error, OSError.
+class Database:
+    """A database in which `schema` is made where it is new. Any thread may open it, in turn.
+
+    `synchronous` is FULL for what must outlive a power cut, and else NORMAL.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-    )
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.executescript(schema)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
+    def __init__(self, path: Path, schema: str, *, synchronous: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._synchronous = synchronous
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
 
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A change that is whole or not there; other processes wait for it."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+    @contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """Each statement is a change of its own. Raises sqlite3.Error, OSError."""
+        with self._lock:
+            if self._connection is None or self._process != os.getpid():
+                self._connection = self._connect()  # SQLite's can't be taken through a fork
+                self._process = os.getpid()
+            yield self._connection
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """`open`, for statements that are done all or none; other processes wait for it."""
+        with self.open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.executescript(self._schema)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
