@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# No key of the person who runs the tests gets in, and no keyring asks for a password.
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every
 # program that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -38,7 +38,7 @@ class Line(httpcore.NetworkBackend):
     """Use it as a context; `ended` then says who ended it, None where nobody did."""
 
     def __init__(self, deadline: Deadline, cancel: Cancel) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may cancel
         # A second handle on the connection: during a TLS handshake the first one belongs to it.
         self._handle: socket.socket | None = None
         self._connecting: queue.SimpleQueue[httpcore.NetworkStream | Exception | None]

@@ -1,48 +1,32 @@
-"""A cloud whose provider is on loopback: consent given, a price, and no pauses."""
+"""A cloud on loopback, whose pauses are noted and not waited."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloud_parts
 import pytest
 
-from edgevlm.engine.cancel import Cancel
-from edgevlm.routing import consent
 from edgevlm.routing.cloud import Cloud
-from edgevlm.routing.prices import Prices
-from edgevlm.routing.provider import KEY_VARIABLE, Limits, Provider
-
-CANARY = "sk-canary-0123456789abcdef"
-PRICES = Prices(prompt=10.0, completion=30.0)
-
-MakeCloud = Callable[..., Cloud]
-
-
-class Pauses(list[float]):
-    """Waits that are noted and not waited."""
-
-    def __call__(self, seconds: float, cancel: Cancel) -> None:
-        self.append(seconds)
 
 
 @pytest.fixture
-def pauses() -> Pauses:
-    return Pauses()
+def pauses() -> cloud_parts.Pauses:
+    return cloud_parts.Pauses()
 
 
 @pytest.fixture
-def make_cloud(home: Path, pauses: Pauses) -> MakeCloud:
-    """Make a cloud of the provider at a URL; keywords go to `Provider`, and to `Limits` where
-    they are its fields."""
+def make_cloud(home: Path, pauses: cloud_parts.Pauses) -> Iterator[cloud_parts.MakeCloud]:
+    """`cloud_parts.make_cloud` in this test's home folder; closed at its end."""
+    made: list[Cloud] = []
 
-    def make(url: str, allow: tuple[str, ...] = ("text", "image"), **given: Any) -> Cloud:
-        own = {name: given.pop(name) for name in Limits.__dataclass_fields__ if name in given}
-        parts = {n: given.pop(n) for n in ("ledger", "breaker", "offline", "wait") if n in given}
-        limits = Limits(**{"timeout_s": 20.0, **own})
-        provider = Provider(url, "m", **{"prices": PRICES, "limits": limits, **given})
-        consent.allow(home, provider, allow)
-        return Cloud(home, provider, environ={KEY_VARIABLE: CANARY}, **{"wait": pauses, **parts})
+    def make(*arguments: Any, **given: Any) -> Cloud:
+        made.append(partial(cloud_parts.make_cloud, home, wait=pauses)(*arguments, **given))
+        return made[-1]
 
-    return make
+    yield make
+    for cloud in made:
+        cloud.close()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CANARY, PRICES, MakeCloud
+from cloud_parts import CANARY, PRICES, MakeCloud
 from provider_server import (
     Behaviour,
     Handler,

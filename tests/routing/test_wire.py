@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from conftest import CANARY, MakeCloud
+from cloud_parts import CANARY, MakeCloud
 from provider_server import Handler, ProviderServer, answers, delta, status
 
 from edgevlm.engine.cancel import Cancel
