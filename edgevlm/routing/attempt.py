@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from edgevlm.engine.cancel import Cancel
 from edgevlm.errors import (
     CloudAnswerBroken,
-    CloudError,
     CloudNotAllowed,
     CloudRefused,
     CloudUnavailable,
@@ -116,7 +115,7 @@ class Attempt:
                 "Asking the cloud needs the extra `cloud`, which is not installed.",
                 hint="`pip install 'edgevlm[cloud]'` adds it.",
             ) from error
-        failure: CloudError
+        failure: Exception
         try:
             return (yield from self._run())
         except openai.APIError as error:
@@ -129,7 +128,7 @@ class Attempt:
         except RecursionError:
             failure = self._broken("JSON that is nested too deeply")
         # Here and not above, so that the error has no context either.
-        raise failure
+        raise (self._wire and self._wire.error) or failure
 
     def _run(self) -> Generator[str, None, Finished]:
         import httpx

@@ -9,7 +9,7 @@ from typing import Protocol
 # Shortest side in pixels below which nobody can tell what a picture shows; icons have 16.
 _TINY = 16
 # Variance of the Laplacian below which no edge is sharp enough for letters or small things.
-_BLURRED = 12.0
+_BLURRED = 8.0
 # How often a picture is made smaller before letters of ordinary size are lost.
 _SHRUNK = 3.0
 _FINE = frozenset({"read", "count"})

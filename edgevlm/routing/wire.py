@@ -33,7 +33,8 @@ _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Wire(httpx.BaseTransport):
-    """One request over one connection. `sent` says whether any of its body may have left.
+    """One request over one connection. `sent` says whether any of its body may have left, and
+    `error` is what it raised: some versions of the client put another in its place.
 
     Raises Rejected, NoConnection, CloudUnavailable, CloudAnswerBroken, Interrupted.
     """
@@ -47,6 +48,7 @@ class Wire(httpx.BaseTransport):
         self._line = Line(deadline, cancel)
         self._open = contextlib.ExitStack()
         self.sent = False
+        self.error: EdgeVLMError | Rejected | None = None
 
     def __enter__(self) -> Wire:
         self._open.enter_context(self._line)
@@ -56,6 +58,18 @@ class Wire(httpx.BaseTransport):
         self._open.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        with self.noting_errors():
+            return self._handle(request)
+
+    @contextlib.contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (EdgeVLMError, Rejected) as error:
+            self.error = error
+            raise
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
         pool = self._open.enter_context(
             httpcore.ConnectionPool(
                 ssl_context=_ssl_context(*map(os.environ.get, _TRUST)), network_backend=self._line
@@ -175,6 +189,10 @@ class _Body(httpx.SyncByteStream):
         self._response = response
 
     def __iter__(self) -> Iterator[bytes]:
+        with self._wire.noting_errors():
+            yield from self._chunks()
+
+    def _chunks(self) -> Iterator[bytes]:
         size = 0
         try:
             for chunk in self._response.iter_stream():
