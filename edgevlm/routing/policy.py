@@ -1,8 +1,8 @@
 """Who answers: this device, or the cloud. Every verdict says why, in words for a person.
 
-`local` never sends. `cloud` always does, or raises. `auto` sends where the expected gain, in
-dollars, outweighs what it costs in money, time and privacy; where it would and can't, the
-answer from here stands, marked as unsure, with the reason.
+`local` and `split` never ask the cloud; `cloud` always does, or raises. `auto` does where the
+expected gain, in dollars, outweighs what it costs in money, time and privacy; where it would
+and can't, the answer from here stands, marked as unsure, with the reason.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Policy:
         if route == "cloud" and cloud is None:
             raise _no_cloud()
         self.route = route
-        self._cloud = None if route == "local" else cloud
+        self._cloud = cloud if route in ("auto", "cloud") else None
         self._gate = gate or Gate()
         self._stops = stops or {}
 
@@ -73,14 +73,14 @@ class Policy:
         finding = self._gate.look(case.question_type, case.pictures)
         if finding is None:
             return Verdict("local", f"route {self.route}: answered on this device")
-        if self.route == "local" or not finding.elsewhere:
+        if self.route != "auto" or not finding.elsewhere:
             return Verdict("local", finding.reason, unsure=True)
         return self._weigh(case, 0.0, finding.reason, unsure=True)
 
     def hopeless(self, case: Case, tokens: Sequence[Token]) -> bool:
         """Whether to stop reading and ask the cloud, which could be asked now."""
         least = self._stops.get(len(tokens))
-        if least is None or self._cloud is None or self.route != "auto":
+        if least is None or self._cloud is None:
             return False
         if sum(token.logprob for token in tokens) / len(tokens) >= least:
             return False
@@ -102,8 +102,8 @@ class Policy:
         if confidence is None:
             return Verdict("local", f"{before.reason}; how sure it is, isn't known", unsure=unsure)
         reason = f"confidence {confidence:.2f}"
-        if self.route == "local":
-            return Verdict("local", f"route local: {reason}", unsure=unsure)
+        if self.route != "auto":
+            return Verdict("local", f"route {self.route}: {reason}", unsure=unsure)
         return self._weigh(case, confidence, reason, unsure=unsure)
 
     def fell_back(self, verdict: Verdict, error: CloudError) -> Verdict:
@@ -118,8 +118,7 @@ class Policy:
     def _weigh(self, case: Case, confidence: float, reason: str, *, unsure: bool) -> Verdict:
         """Expected gain against expected cost, both in dollars (`Weights`)."""
         if self._cloud is None:
-            blocked = unsure and self.route == "auto"
-            return _blocked(reason, _no_cloud()) if blocked else Verdict("local", reason, unsure)
+            return _blocked(reason, _no_cloud()) if unsure else Verdict("local", reason)
         weights, called = self._cloud.provider.weights, self._cloud.provider.called
         gain = weights.accuracy - confidence
         pictures = sum(len(message.images) for message in case.messages)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cloud_parts import CANARY, REPLY
 
 from edgevlm.cli.route_log import log
-from edgevlm.messages import Reply, Route, Sent, Timings, Usage
+from edgevlm.messages import Route, Sent
 from edgevlm.routing.call import Receipt
 from edgevlm.routing.ledger import Ledger
 from edgevlm.routing.log import RouteLog
@@ -20,7 +22,6 @@ from edgevlm.routing.provider import read_provider
 Call = Callable[..., tuple[int, str, str]]
 URL = "https://api.example.com/v1"
 NAMED = ("set", "--base-url", URL, "--model", "m")
-KEY = "sk-canary-0123456789abcdef"
 
 
 @pytest.fixture
@@ -103,8 +104,8 @@ def test_allow_and_deny(cloud: Call) -> None:
         ((*NAMED, "--budget-day", "1"), "A budget can't be kept"),
         ((*NAMED, "--timeout", "0"), "timeout_s can't be 0.0"),
         (("set", "--base-url", "http://api.example.com", "--model", "m"), "is not https"),
-        (("set", "--base-url", f"https://u:{KEY}@a.example.com", "--model", "m"), "password"),
-        ((*NAMED, "--api-key-env", KEY), "capital letters"),
+        (("set", "--base-url", f"https://u:{CANARY}@a.example.com", "--model", "m"), "password"),
+        ((*NAMED, "--api-key-env", CANARY), "capital letters"),
     ],
 )
 def test_what_can_not_be_set(
@@ -113,22 +114,22 @@ def test_what_can_not_be_set(
     code, out, err = cloud(*arguments)
     assert (code, out) == (2, "")
     assert says in err
-    assert KEY not in err
+    assert CANARY not in err
     assert read_provider(home) is None
 
 
 def test_the_key_is_told_of_and_not_told(
     cloud: Call, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("MY_KEY", CANARY)
     out = cloud(*NAMED, "--api-key-env", "MY_KEY")[1]
     assert "  key      in the variable MY_KEY\n" in out
     assert document(cloud)["key"] == "variable MY_KEY"
     monkeypatch.setenv("EDGEVLM_OFFLINE", "1")
     said = out + cloud("status")[1] + cloud("status", "--json")[1]
     assert "EDGEVLM_OFFLINE is set: nothing is sent." in said
-    assert KEY not in said
-    assert all(p.is_dir() or KEY.encode() not in p.read_bytes() for p in home.rglob("*"))
+    assert CANARY not in said
+    assert all(p.is_dir() or CANARY.encode() not in p.read_bytes() for p in home.rglob("*"))
 
 
 def test_a_server_on_this_device_needs_none(cloud: Call) -> None:
@@ -158,19 +159,6 @@ def test_a_broken_file_is_told_in_two_lines(cloud: Call, home: Path) -> None:
     assert err.startswith(f"error: {home / 'cloud.json'} can't be read")
 
 
-REPLY = Reply(
-    text="A circle.",
-    tokens=(),
-    model="edgevlm-tiny",
-    runtime={},
-    quantization="4-bit",
-    finish_reason="stop",
-    usage=Usage(),
-    timings=Timings(),
-    route=Route("local", "confidence 0.31; the cloud was not asked: no consent"),
-    confidence=0.31,
-    unsure=True,
-)
 SENT = Sent(text_bytes=20, image_bytes=51_000)
 
 
@@ -186,7 +174,7 @@ def test_the_log_says_who_answered_and_what_was_sent(home: Path) -> None:
     answers.add(REPLY)
     receipt = Receipt(URL, "m", SENT, ("ab" * 32,), 0.002, tries=1)
     route = Route("cloud", "route cloud: m at api.example.com answers", SENT, 0.002)
-    answers.add(Reply(**{**_fields(REPLY), "route": route, "unsure": False}), receipt=receipt)
+    answers.add(replace(REPLY, route=route, unsure=False), receipt=receipt)
     lines = run_log().splitlines()
     assert lines[0].split()[:4] == ["when", "(UTC)", "from", "confidence"]
     assert "cloud" in lines[1]
@@ -207,7 +195,3 @@ def test_the_log_as_json_and_cleared(home: Path) -> None:
     assert value["totals"]["answers"] == 1
     assert value["totals"]["saved_usd"] is None
     assert run_log("--clear") == "No answers yet.\n"
-
-
-def _fields(reply: Reply) -> dict[str, object]:
-    return {name: getattr(reply, name) for name in Reply.__dataclass_fields__}

@@ -9,8 +9,11 @@ from typing import Any
 
 import cloud_parts
 import pytest
+from serving import adapters_home, model, server
 
 from edgevlm.routing.cloud import Cloud
+
+__all__ = ["adapters_home", "make_cloud", "model", "pauses", "server"]
 
 
 @pytest.fixture

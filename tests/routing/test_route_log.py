@@ -7,24 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from cloud_parts import REPLY
 
-from edgevlm.messages import Reply, Route, Sent, Timings, Usage
+from edgevlm.messages import Route, Sent
 from edgevlm.routing import log as log_module
 from edgevlm.routing.call import Receipt
 from edgevlm.routing.log import FILE, RouteLog, Totals
 
-REPLY = Reply(
-    text="A circle for Ann.",
-    tokens=(),
-    model="edgevlm-tiny",
-    runtime={},
-    quantization="4-bit",
-    finish_reason="stop",
-    usage=Usage(),
-    timings=Timings(total_ms=12.0),
-    route=Route("local", "confidence 0.90"),
-    confidence=0.9,
-)
 SENT = Sent(text_bytes=20, image_bytes=1000)
 CLOUD = replace(REPLY, route=Route("cloud", "confidence 0.30", SENT, 0.002), confidence=None)
 RECEIPT = Receipt("https://api.example.com/v1", "m", SENT, ("ab" * 32,), 0.002, tries=2)
@@ -49,7 +38,7 @@ def test_an_answer_is_noted_with_its_receipt(log: RouteLog) -> None:
     assert (first["at"], first["decision"], first["confidence"]) == (
         "2026-12-01T12:00:00Z",
         "local",
-        0.9,
+        0.31,
     )
     assert "cloud" not in first
     assert newest["sent"] == {"text_bytes": 20, "image_bytes": 1000, "embedding_bytes": 0}
