@@ -77,10 +77,7 @@ class Cloud:
         """Raise CloudNotAllowed or CloudUnavailable where this can't be asked now: no network by
         settings, no consent, no key, no budget, or a provider that keeps failing. Nothing is
         sent to find out, and no picture is looked at."""
-        self._permit(messages)
-        self._office.check_rest(self._office.breaker.wait_s())
-        worst = self._office.cost(worst_tokens(messages, options, self.provider.limits))
-        self.ledger.check(self.provider, worst)
+        self._key_for(messages, options)
 
     def stream(
         self,
@@ -97,8 +94,7 @@ class Cloud:
         """
 
         def prepare() -> tuple[ChatRequest, Key | None]:
-            key = self._permit(messages)
-            self.check(messages, options)
+            key = self._key_for(messages, options)
             return chat_request(messages, options, self.provider.limits), key
 
         seconds = timeout_s or self.provider.limits.timeout_s
@@ -121,7 +117,8 @@ class Cloud:
     def close(self) -> None:
         self.ledger.close()
 
-    def _permit(self, messages: Sequence[Message]) -> Key | None:
+    def _key_for(self, messages: Sequence[Message], options: AnswerOptions) -> Key | None:
+        """The key, once nothing speaks against its use."""
         if self._offline:
             raise CloudNotAllowed(
                 "The network is switched off, so the cloud can't be asked.",
@@ -131,7 +128,11 @@ class Cloud:
         if any(message.images for message in messages):
             kinds.append("image")
         require(self._home, self.provider, kinds)
-        return find_key(self.provider, self._environ)
+        key = find_key(self.provider, self._environ)
+        self._office.check_rest(self._office.breaker.wait_s())
+        worst = self._office.cost(worst_tokens(messages, options, self.provider.limits))
+        self.ledger.check(self.provider, worst)
+        return key
 
     def _took(self, seconds: float) -> None:
         self._seconds += (seconds - self._seconds) / 4

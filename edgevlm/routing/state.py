@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,7 @@ class Database:
             if self._connection is None or self._process != os.getpid():
                 self._connection = self._connect()  # SQLite's can't be taken through a fork
                 self._process = os.getpid()
+                weakref.finalize(self, self._connection.close)
             yield self._connection
 
     @contextmanager

@@ -156,7 +156,7 @@ class Wire(httpx.BaseTransport):
         called, status = self._provider.called, response.status
         if 300 <= status < 400:
             raise CloudAnswerBroken(
-                f"{called} redirects to {shown(_place(headers))}, where nothing is sent.",
+                f"{called} redirects to {_place(headers)}, where nothing is sent.",
                 hint="If that is its address, set it: `edgevlm cloud set --base-url URL`.",
             )
         if status != 200:
@@ -219,11 +219,12 @@ def _said(document: Any) -> str | None:
 
 
 def _place(headers: Mapping[str, str]) -> str:
-    """Where a redirect leads, without what may be secret in it."""
+    """The host that a redirect leads to, without what may be secret in the rest."""
     try:
-        return httpx.URL(headers.get("location", "")).copy_with(query=None, userinfo=b"").host
+        host = httpx.URL(headers.get("location", "")).host
     except (httpx.InvalidURL, ValueError):
-        return ""
+        host = ""
+    return shown(host) or "another address"
 
 
 @lru_cache(maxsize=1)

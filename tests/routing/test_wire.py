@@ -97,7 +97,7 @@ def test_a_handshake_that_nobody_answers(make_cloud: MakeCloud) -> None:
         url = f"https://localhost:{listener.getsockname()[1]}/v1"
         started = time.monotonic()
         assert_nothing_sent(make_cloud(url, timeout_s=0.3), "took longer")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
