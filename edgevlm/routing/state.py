@@ -41,7 +41,7 @@ def change_json(
 
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with FileLock(_lock_of(path)):
             value = change(read_json(path))
             if value is None:
                 path.unlink(missing_ok=True)
@@ -54,6 +54,10 @@ def unreadable(path: Path) -> CloudNotAllowed:
         f"{path} can't be read, and nothing is sent without it.",
         hint="Remove it, and say again what it held: `edgevlm cloud --help`.",
     )
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 class Database:
@@ -99,7 +103,14 @@ class Database:
             self._connection = None
 
     def _connect(self) -> sqlite3.Connection:
+        from filelock import FileLock
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One at a time, since SQLite doesn't wait for another that changes the journal's mode.
+        with FileLock(_lock_of(self.path)):
+            return self._prepared()
+
+    def _prepared(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )

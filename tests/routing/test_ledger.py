@@ -266,3 +266,27 @@ def test_a_process_that_is_killed_in_a_call_has_paid(
     spending = Ledger(home).spending()
     assert spending.day >= dollars(PRICES.cost(billed)) > 0
     assert spending.reserved == spending.day
+
+
+def test_a_ledger_that_many_begin_at_once(tmp_path: Path) -> None:
+    """SQLite alone answers some of them that the new database is locked."""
+    failures: list[Exception] = []
+
+    def work(home: Path, together: threading.Barrier) -> None:
+        ledger = Ledger(home)
+        together.wait()
+        try:
+            ledger.settle(ledger.reserve(provider(), 100), 100)
+        except Exception as error:
+            failures.append(error)
+        ledger.close()
+
+    for number in range(10):
+        home, together = tmp_path / str(number), threading.Barrier(8)
+        threads = [threading.Thread(target=work, args=(home, together)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert Ledger(home).spending().calls == 8
+    assert failures == []
