@@ -23,6 +23,7 @@ COMMANDS = {
     "adapter": ("edgevlm.cli.adapter:adapter", "Install, check, remove and train adapters."),
     "serve": ("edgevlm.cli.serve:serve", "Serve a model to OpenAI clients, with a page."),
     "cache": ("edgevlm.cli.cache:cache", "Show or forget the answers that are kept."),
+    "route": ("edgevlm.cli.route:route", "Say how far local answers are trusted."),
     "device": ("edgevlm.cli.device:device", "Show this machine, and plan where a model runs."),
     "cloud": ("edgevlm.cli.cloud:cloud", "Name a cloud model, and say what may be sent to it."),
     "doctor": ("edgevlm.cli.doctor:doctor", "Say what works on this machine, and what doesn't."),

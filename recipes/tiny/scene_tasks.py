@@ -78,11 +78,11 @@ def _scenes() -> Scenes:
     return Scenes(held_out=True, cutouts=held_out_cutouts(), photos=load_photographs())
 
 
-def _drawn(rng: np.random.Generator, sort: str) -> Sample:
+def draw_scene(rng: np.random.Generator, sort: str) -> Sample:
     return _scenes().draw(rng, sort)
 
 
-def _concept(thing: Thing) -> Concept:
+def concept_of(thing: Thing) -> Concept:
     return _known()[thing.concept]
 
 
@@ -91,34 +91,34 @@ def _known() -> list[Concept]:
     return load_concepts()
 
 
-def _name(thing: Thing) -> str:
-    return " ".join(judge.bare(_concept(thing).name))
+def name_of(thing: Thing) -> str:
+    return " ".join(judge.bare(concept_of(thing).name))
 
 
 def _names(thing: Thing) -> tuple[str, ...]:
-    return _names_of(_concept(thing))
+    return _names_of(concept_of(thing))
 
 
 def _names_of(concept: Concept) -> tuple[str, ...]:
     return (concept.name, *concept.synonyms)
 
 
-def _there(sample: Sample) -> set[str]:
-    return true_names([_concept(thing).name for thing in sample.scene.things])
+def names_there(sample: Sample) -> set[str]:
+    return true_names([concept_of(thing).name for thing in sample.scene.things])
 
 
-def _single(sample: Sample) -> list[Thing]:
+def named_alone(sample: Sample) -> list[Thing]:
     """The things that are the only ones of their name or kind, so that "the cat" is clear."""
     things = sample.scene.things
-    times = Counter(name for thing in things for name in true_names([_concept(thing).name]))
-    return [thing for thing in things if times[_name(thing)] == 1]
+    times = Counter(name for thing in things for name in true_names([concept_of(thing).name]))
+    return [thing for thing in things if times[name_of(thing)] == 1]
 
 
-def _absent(rng: np.random.Generator, sample: Sample) -> str:
+def pick_absent(rng: np.random.Generator, sample: Sample) -> str:
     """A concept that is surely not in the scene, neither by name nor by synonym or kind. Shapes
     are asked for only among shapes, since a clock may pass for a circle."""
-    there = _there(sample)
-    only_shapes = all(_concept(thing).kind == SHAPE for thing in sample.scene.things)
+    there = names_there(sample)
+    only_shapes = all(concept_of(thing).kind == SHAPE for thing in sample.scene.things)
     while True:
         concept = _known()[rng.integers(len(_known()))]
         if (concept.kind == SHAPE) == only_shapes and not judge.same(_names_of(concept)) & there:
@@ -129,10 +129,10 @@ def presence(count: int) -> Iterator[Item]:
     """As many questions about what is there as about what isn't, two a scene."""
     rng = seeded("scene presence")
     for i in range((count + 1) // 2):
-        sample = _drawn(rng, "things")
+        sample = draw_scene(rng, "things")
         things = sample.scene.things
-        there = _concept(things[rng.integers(len(things))]).name
-        for expected, name in ((True, there), (False, _absent(rng, sample))):
+        there = concept_of(things[rng.integers(len(things))]).name
+        for expected, name in ((True, there), (False, pick_absent(rng, sample))):
             question = PRESENCE[(i + expected) % len(PRESENCE)].format(a=name)
             judged = partial(judge.yes_no, expected=expected)
             truth = "yes" if expected else "no"
@@ -144,22 +144,22 @@ def colour(count: int) -> Iterator[Item]:
     rng = seeded("colour")
     asked: Counter[int] = Counter()
     for i in range(count):
-        sample = _drawn(rng, "things")
-        while not (things := _coloured(sample)):
-            sample = _drawn(rng, "things")
+        sample = draw_scene(rng, "things")
+        while not (things := coloured(sample)):
+            sample = draw_scene(rng, "things")
         thing = min(things, key=lambda thing: asked[thing.surface])
         asked[thing.surface] += 1
-        question = COLOUR[i % len(COLOUR)].format(thing=_name(thing))
+        question = COLOUR[i % len(COLOUR)].format(thing=name_of(thing))
         truth = COLOURS[thing.surface]
         judged = partial(judge.colour, expected=truth)
         yield Item(f"colour/{i}", sample.pixels, question, truth, judged, part=truth)
 
 
-def _coloured(sample: Sample) -> list[Thing]:
+def coloured(sample: Sample) -> list[Thing]:
     """What is the only thing of its name, has one colour, and isn't called after one."""
     return [
         thing
-        for thing in _single(sample)
+        for thing in named_alone(sample)
         if 0 <= thing.surface < len(COLOURS)
         and not set(judge.COLOUR_WORDS) & {w for n in _names(thing) for w in judge.bare(n)}
     ]
@@ -179,19 +179,21 @@ def counting(count: int) -> Iterator[Item]:
 def _with_number(rng: np.random.Generator, wanted: int) -> tuple[Sample, str]:
     """A scene, and the plural of what is there so many times."""
     while True:
-        sample = _drawn(rng, "things")
+        sample = draw_scene(rng, "things")
         things = sample.scene.things
-        times = Counter(_name(thing) for thing in things)
+        times = Counter(name_of(thing) for thing in things)
         # A name that is another one's kind would count that one, too.
-        named = [name for name, n in times.items() if n == wanted and _times(sample, name) == n]
+        named = [
+            name for name, n in times.items() if n == wanted and times_named(sample, name) == n
+        ]
         if named:
             return sample, judge.plural(named[rng.integers(len(named))])
         if len(things) == wanted and rng.random() < ALL_THINGS:
             return sample, "things"
 
 
-def _times(sample: Sample, name: str) -> int:
-    return sum(name in true_names([_concept(thing).name]) for thing in sample.scene.things)
+def times_named(sample: Sample, name: str) -> int:
+    return sum(name in true_names([concept_of(thing).name]) for thing in sample.scene.things)
 
 
 def relations(count: int) -> Iterator[Item]:
@@ -204,24 +206,24 @@ def relations(count: int) -> Iterator[Item]:
         # Two forms ask yes or no, and every other one of these the wrong way round.
         if form < 2 and i // 16 % 2:
             a, b = b, a
-        yield _relation(
+        yield relation(
             f"relations/{i}", sample, a, b, way, form, holds=not (form < 2 and i // 16 % 2)
         )
 
 
-def _relation(
+def relation(
     picture: str, sample: Sample, a: Thing, b: Thing, way: str, form: int, *, holds: bool
 ) -> Item:
     phrasings = SIDES if way in ("left", "right") else LEVELS
     higher = {"above": "higher up", "below": "lower down"}.get(way, "")
-    question = phrasings[form].format(a=_name(a), b=_name(b), way=way, comparative=higher)
+    question = phrasings[form].format(a=name_of(a), b=name_of(b), way=way, comparative=higher)
     names = {"subject": _names(a), "other": _names(b)}
     if form < 2:
         judged, truth = partial(judge.yes_no, expected=holds), "yes" if holds else "no"
     elif form == 2:
         judged, truth = partial(judge.direction, expected=way, **names), way
     else:
-        judged, truth = partial(judge.which, asked=way, **names), _name(a)
+        judged, truth = partial(judge.which, asked=way, **names), name_of(a)
     part = ("yes or no", "yes or no", "this or that way", "which one")[form]
     return Item(picture, sample.pixels, question, truth, judged, part=part)
 
@@ -230,8 +232,8 @@ def _pair(rng: np.random.Generator, way: str) -> tuple[Sample, Thing, Thing]:
     """A scene and two things in it of different names, the first clearly so of the second."""
     axis, sign = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}[way]
     while True:
-        sample = _drawn(rng, "things")
-        single = _single(sample)
+        sample = draw_scene(rng, "things")
+        single = named_alone(sample)
         pairs = [
             (a, b)
             for a in single
@@ -247,7 +249,7 @@ def words(count: int) -> Iterator[Item]:
     rng = seeded("words")
     for i in range(count):
         while True:
-            sample = _drawn(rng, "text")
+            sample = draw_scene(rng, "text")
             word = sample.scene.word
             if word.isalpha() and 3 <= len(word) <= 8 and word not in TEMPLATE_WORDS:
                 break
@@ -258,7 +260,7 @@ def words(count: int) -> Iterator[Item]:
 def charts(count: int) -> Iterator[Item]:
     rng = seeded("charts")
     for i in range(count):
-        sample = _drawn(rng, "chart")
+        sample = draw_scene(rng, "chart")
         value = sample.scene.word
         judged = partial(judge.number, expected=float(value))
         question = HIGHEST[i % len(HIGHEST)]
@@ -269,13 +271,13 @@ def absence(count: int) -> Iterator[Item]:
     """Questions that take for granted what isn't in the scene."""
     rng = seeded("scene absence")
     for i in range(count):
-        sample = _drawn(rng, "things")
-        thing = " ".join(judge.bare(_absent(rng, sample)))
+        sample = draw_scene(rng, "things")
+        thing = " ".join(judge.bare(pick_absent(rng, sample)))
         yield about_absent(f"absence/{i}", sample.pixels, thing, ABSENT[i % len(ABSENT)])
 
 
 def descriptions(count: int) -> Iterator[Item]:
     rng = seeded("scene descriptions")
     for i in range(count):
-        sample = _drawn(rng, "things")
-        yield description(f"descriptions/{i}", sample.pixels, _there(sample), i, part="scenes")
+        sample = draw_scene(rng, "things")
+        yield description(f"descriptions/{i}", sample.pixels, names_there(sample), i, part="scenes")

@@ -1,0 +1,183 @@
+"""A calibration: what turns the features of one model's answers into a probability, as JSON.
+
+It belongs to one (model, edition, quantisation, adapters): the same logprobs of another model, or
+of the same at other bits, mean something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgevlm.messages import ActiveAdapter
+from edgevlm.routing.certificate import Certificate
+from edgevlm.routing.features import NAMES
+from edgevlm.routing.models import Floats, Isotonic, Logistic
+
+FORMAT = 1
+# An answer that is still coming is judged by its first so many tokens.
+PREFIXES = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose answers a calibration is of. `quantization` is `Reply.quantization`."""
+
+    model: str
+    edition: int | None
+    quantization: str
+    adapters: tuple[ActiveAdapter, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        edition: int | None,
+        quantization: str,
+        adapters: Sequence[ActiveAdapter] = (),
+    ) -> Subject:
+        """Adapters in any order; one at scale 0 changes nothing."""
+        active = sorted((a for a in adapters if a.scale), key=lambda a: a.name)
+        return cls(model, edition, quantization, tuple(active))
+
+    @property
+    def key(self) -> str:
+        """16 hex digits: a file name."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def described(self) -> str:
+        adapters = "".join(
+            f" + {a.name}" + (f":{a.scale:g}" if a.scale != 1 else "") for a in self.adapters
+        )
+        edition = "" if self.edition is None else f" edition {self.edition}"
+        return f"{self.model}{edition}{adapters} ({self.quantization})"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "edition": self.edition,
+            "quantization": self.quantization,
+            "adapters": [{"name": a.name, "scale": a.scale} for a in self.adapters],
+        }
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> Subject:
+        edition = values["edition"]
+        return cls.of(
+            str(values["model"]),
+            None if edition is None else int(edition),
+            str(values["quantization"]),
+            [ActiveAdapter(str(a["name"]), float(a["scale"])) for a in values["adapters"]],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A score of features, and what it means."""
+
+    score: Logistic
+    probability: Isotonic
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.score.to_dict(), **self.probability.to_dict()}
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> Scale:
+        scale = cls(Logistic.of_dict(values), Isotonic.of_dict(values))
+        if len(scale.score.weights) != len(NAMES):
+            raise ValueError(f"{len(scale.score.weights)} weights for {len(NAMES)} features")
+        return scale
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a calibration was made from. `digest` is a SHA-256 over features and verdicts."""
+
+    digest: str
+    answers: int
+    pictures: int
+    fitted: int
+    calibrated: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> Data:
+        counts = {name: int(values[name]) for name in cls.__slots__ if name != "digest"}
+        return cls(digest=str(values["digest"]), **counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`prefixes` judge an answer by its first tokens, `baselines` are the maps of single figures
+    (`features.BASELINES`). `certificates` are for `whole.score`; the first is the one in force.
+    `figures` tell how good it is, on answers that it was not made from.
+    """
+
+    subject: Subject
+    version: str
+    whole: Scale
+    data: Data
+    prefixes: Mapping[int, Scale] = field(default_factory=dict)
+    baselines: Mapping[str, Isotonic] = field(default_factory=dict)
+    certificates: tuple[Certificate, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.certificates[0] if self.certificates else None
+
+    def prefix(self, tokens: int) -> Scale | None:
+        """What judges an answer of which so many tokens have come; None before the first."""
+        lengths = [length for length in self.prefixes if length <= tokens]
+        return self.prefixes[max(lengths)] if lengths else None
+
+    def to_json(self) -> str:
+        """One object, a line for each part of it."""
+        parts = {
+            "format": FORMAT,
+            "version": self.version,
+            **self.subject.to_dict(),
+            "data": self.data.to_dict(),
+            "features": list(NAMES),
+            "whole": self.whole.to_dict(),
+            "certificates": [c.to_dict() for c in self.certificates],
+            "figures": dict(self.figures),
+            "baselines": {name: m.to_dict() for name, m in self.baselines.items()},
+            "prefixes": {str(n): scale.to_dict() for n, scale in self.prefixes.items()},
+        }
+        lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in parts.items())
+        return f"{{\n{lines}\n}}\n"
+
+    @classmethod
+    def of_json(cls, text: str) -> Calibration:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        values = json.loads(text)
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r} is not {FORMAT}")
+        if tuple(values["features"]) != NAMES:
+            raise ValueError("it is of other features than this version computes")
+        return cls(
+            subject=Subject.of_dict(values),
+            version=str(values["version"]),
+            whole=Scale.of_dict(values["whole"]),
+            data=Data.of_dict(values["data"]),
+            prefixes={int(n): Scale.of_dict(scale) for n, scale in values["prefixes"].items()},
+            baselines={str(n): Isotonic.of_dict(m) for n, m in values["baselines"].items()},
+            certificates=tuple(Certificate.of_dict(c) for c in values["certificates"]),
+            figures={str(n): float(figure) for n, figure in values["figures"].items()},
+        )
+
+
+def digest_of(features: Floats, right: Floats) -> str:
+    """SHA-256 over features [n, d], rounded to six digits, and verdicts [n]."""
+    table = np.column_stack([features, right]).round(6).astype("<f8") + 0.0
+    return hashlib.sha256(table.tobytes()).hexdigest()

@@ -1,0 +1,92 @@
+"""How likely an answer is to be right, from its own tokens, its question and its picture.
+
+    confidence = Confidence.for_model("edgevlm-tiny", 5, "decoder q4, vision fp16")
+    verdict = confidence.judge(reply.tokens, Asked(question, picture_stats(rgb), ...))
+    verdict.confidence, verdict.unsure
+
+A model without a calibration of its own gets no confidence: another's would be a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgevlm.messages import ActiveAdapter, Token
+from edgevlm.routing.calibration import Calibration, Scale, Subject
+from edgevlm.routing.certificate import Certificate
+from edgevlm.routing.features import Asked, Floats, features_of
+from edgevlm.routing.shelf import Shelf
+from edgevlm.settings import Settings, load_settings
+
+# Below which an answer is more likely wrong than right.
+EVEN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`confidence` is the calibrated probability of being right, `score` the log-odds that it is
+    read from. `unsure` is below the certified threshold, or below EVEN where there is none."""
+
+    confidence: float
+    score: float
+    unsure: bool
+
+
+class Confidence:
+    """What judges the answers of one model as it runs. Safe for threads; it has no state."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    @classmethod
+    def for_model(
+        cls,
+        model: str,
+        edition: int | None,
+        quantization: str,
+        adapters: Sequence[ActiveAdapter] = (),
+        settings: Settings | None = None,
+    ) -> Confidence | None:
+        """The one made on this device, or else the one that ships; None where there is neither.
+
+        `quantization` and `adapters` are as in `Reply`. Raises ModelCorrupt for a calibration
+        that can't be read.
+        """
+        subject = Subject.of(model, edition, quantization, adapters)
+        calibration = Shelf(settings or load_settings()).find(subject)
+        return None if calibration is None else cls(calibration)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The guarantee in force, if there is one."""
+        return self.calibration.certificate
+
+    def judge(self, tokens: Sequence[Token], asked: Asked) -> Verdict:
+        """Judge a whole answer."""
+        return self._judged(self.calibration.whole, features_of(tokens, asked))
+
+    def judge_so_far(self, tokens: Sequence[Token], asked: Asked) -> Verdict | None:
+        """Judge an answer that is still coming by its first tokens, with the calibration for as
+        many; None before the first. No certificate is for it: `unsure` is below EVEN."""
+        scale = self.calibration.prefix(len(tokens))
+        if scale is None:
+            return None
+        length = max(n for n in self.calibration.prefixes if n <= len(tokens))
+        score, probability = _read(scale, features_of(tokens[:length], asked))
+        return Verdict(probability, score, probability < EVEN)
+
+    def score(self, tokens: Sequence[Token], asked: Asked) -> float:
+        """The calibrated probability of being right, of a whole answer."""
+        return self.judge(tokens, asked).confidence
+
+    def _judged(self, scale: Scale, features: Floats) -> Verdict:
+        score, probability = _read(scale, features)
+        certificate = self.certificate
+        unsure = probability < EVEN if certificate is None else score < certificate.threshold
+        return Verdict(probability, score, unsure)
+
+
+def _read(scale: Scale, features: Floats) -> tuple[float, float]:
+    score = scale.score(features)
+    return float(score), float(scale.probability(score))

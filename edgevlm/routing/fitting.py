@@ -1,0 +1,137 @@
+"""Making a calibration out of judged answers, and asking for a certificate.
+
+Pictures are split, never questions: a model that was fitted on one question about a picture knows
+something about the next. One part fits the scores and sets the order of thresholds; another makes
+scores into probabilities and tests the thresholds; what is left judges the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import UsageError
+from edgevlm.routing.answers import Table
+from edgevlm.routing.calibration import Calibration, Data, Scale, Subject
+from edgevlm.routing.certificate import (
+    DELTA,
+    Certificate,
+    Refusal,
+    certify,
+    order_thresholds,
+)
+from edgevlm.routing.models import Isotonic, fit_logistic
+
+# Shares of the pictures that fit, calibrate and test.
+SHARES = (0.3, 0.2, 0.5)
+# What a fit needs of right answers and of wrong ones, and a prefix to be worth a scale.
+LEAST_OF_EACH = 30
+LEAST_FOR_A_PREFIX = 60
+
+
+def split(
+    pictures: Sequence[str], shares: Sequence[float] = SHARES, *, seed: int = 0
+) -> list[NDArray[np.int64]]:
+    """Rows of each part, all questions about one picture in the same."""
+    names, ids = np.unique(np.asarray(pictures), return_inverse=True)
+    ranks = np.random.default_rng(seed).permutation(len(names))[ids]
+    edges = np.round(np.cumsum(shares) / np.sum(shares) * len(names))
+    parts = np.searchsorted(edges, ranks, side="right")
+    return [np.flatnonzero(parts == part) for part in range(len(shares))]
+
+
+def calibrate(
+    subject: Subject, fitting: Table, calibrating: Table, *, version: str, digest: str = ""
+) -> Calibration:
+    """Fit on one part, make probabilities on another. Raises UsageError for too few answers."""
+    for part in (fitting, calibrating):
+        require_enough(part)
+    counts = len(fitting) + len(calibrating)
+    return Calibration(
+        subject,
+        version,
+        _scale(fitting.features, fitting, calibrating.features, calibrating),
+        Data(
+            digest or fitting.digest,
+            counts,
+            len({*fitting.pictures, *calibrating.pictures}),
+            len(fitting),
+            len(calibrating),
+        ),
+        _prefixes(fitting, calibrating),
+        {
+            name: Isotonic.fit(values, calibrating.right)
+            for name, values in calibrating.baselines.items()
+        },
+    )
+
+
+def require_enough(part: Table) -> None:
+    """Raise UsageError unless there are LEAST_OF_EACH right and wrong answers."""
+    rights = int(part.right.sum())
+    for kind, count in (("right", rights), ("wrong", len(part) - rights)):
+        if count < LEAST_OF_EACH:
+            raise UsageError(
+                f"A part of the data has {count} {kind} answers, and {LEAST_OF_EACH} are needed.",
+                hint="Judge more answers; hard questions bring wrong ones.",
+            )
+
+
+def with_certificate(
+    calibration: Calibration,
+    ordering: Table,
+    testing: Table,
+    *,
+    risk: float,
+    delta: float = DELTA,
+) -> tuple[Calibration, Certificate | Refusal]:
+    """Ask for a certificate, thresholds in an order that `ordering` sets and `testing` tests;
+    what comes of it is the first of the calibration's, where it is one."""
+    score = calibration.whole.score
+    share = len(testing) / len(ordering)
+    thresholds = order_thresholds(score(ordering.features), ordering.right, risk=risk, share=share)
+    outcome = certify(
+        score(testing.features),
+        testing.right,
+        testing.pictures,
+        [float(threshold) for threshold in thresholds],
+        risk=risk,
+        delta=delta,
+    )
+    if isinstance(outcome, Refusal):
+        return calibration, outcome
+    return replace(calibration, certificates=(outcome, *calibration.certificates)), outcome
+
+
+def _prefixes(fitting: Table, calibrating: Table) -> dict[int, Scale]:
+    """A scale for each length that enough longer answers, right and wrong, have begun with."""
+    scales = {}
+    for length, features in fitting.prefixes.items():
+        used, tried = fitting.longer[length], calibrating.longer[length]
+        fewest = min(_rarer(fitting.right[used]), _rarer(calibrating.right[tried]))
+        if fewest < LEAST_FOR_A_PREFIX // 2:
+            continue
+        scales[length] = _scale(
+            features[used],
+            fitting.part(np.flatnonzero(used)),
+            calibrating.prefixes[length][tried],
+            calibrating.part(np.flatnonzero(tried)),
+        )
+    return scales
+
+
+def _rarer(right: NDArray[np.bool_]) -> int:
+    return int(min(right.sum(), (~right).sum()))
+
+
+def _scale(
+    features: NDArray[np.float64],
+    fitting: Table,
+    other: NDArray[np.float64],
+    calibrating: Table,
+) -> Scale:
+    score = fit_logistic(features, fitting.right, fitting.pictures)
+    return Scale(score, Isotonic.fit(score(other), calibrating.right))

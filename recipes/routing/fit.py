@@ -1,0 +1,146 @@
+"""Fit, calibrate, certify and test edgevlm-tiny's confidence on what collect.py has collected.
+
+    python recipes/routing/fit.py                          # the figures
+    python recipes/routing/fit.py --ship                   # and edgevlm/routing/calibrations/
+    python recipes/routing/fit.py --name onnx-shapes       # of another collection
+    python recipes/routing/fit.py --table recipes/routing/answers.npz   # of the features that ship
+
+Pictures are split by a seed into 30% that fit, 20% that calibrate and 50% that test; nothing but
+figures comes from the last. With --splits the whole is done anew on so many other splits, to
+count how often the certificate is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from packed import pack, unpack
+
+from edgevlm.routing.answers import Table
+from edgevlm.routing.calibration import Calibration, Subject
+from edgevlm.routing.certificate import Certificate, certify, order_thresholds
+from edgevlm.routing.drawing import draw
+from edgevlm.routing.evaluation import CONFIDENCE, Evaluation, evaluate
+from edgevlm.routing.fitting import calibrate, split, with_certificate
+from edgevlm.routing.models import fit_logistic
+from edgevlm.routing.shelf import SHIPPED
+
+RISK = 0.05
+FILE = {"onnx": "q4", "onnx+llamacpp": "q4_1", "onnx-shapes": "q4.shapes"}
+VERSION = "1"
+
+
+def fitted(subject: Subject, table: Table, seed: int = 0) -> tuple[Calibration, Table]:
+    """The calibration of the first two parts, and the third."""
+    fitting, calibrating, test = (table.part(rows) for rows in split(table.pictures, seed=seed))
+    calibration = calibrate(subject, fitting, calibrating, version=VERSION, digest=table.digest)
+    calibration, outcome = with_certificate(calibration, fitting, calibrating, risk=RISK)
+    print(f"certificate: {outcome}")
+    return calibration, test
+
+
+def broken(table: Table, splits: int) -> tuple[int, int, list[float]]:
+    """How often a certificate was given, how often the test part erred more often than it
+    allows, and the coverages."""
+    given, worse, coverages = 0, 0, []
+    for seed in range(1, splits + 1):
+        fitting, calibrating, test = (table.part(r) for r in split(table.pictures, seed=seed))
+        score = fit_logistic(fitting.features, fitting.right, fitting.pictures)
+        order = order_thresholds(
+            score(fitting.features),
+            fitting.right,
+            risk=RISK,
+            share=len(calibrating) / len(fitting),
+        )
+        outcome = certify(
+            score(calibrating.features),
+            calibrating.right,
+            calibrating.pictures,
+            [float(t) for t in order],
+            risk=RISK,
+        )
+        if isinstance(outcome, Certificate):
+            above = score(test.features) >= outcome.threshold
+            given += 1
+            worse += bool((~test.right[above]).mean() > RISK)
+            coverages.append(float(above.mean()))
+    return given, worse, coverages
+
+
+def report(evaluation: Evaluation) -> None:
+    names = list(evaluation.figures[CONFIDENCE])
+    print(f"\n| ranked by | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for method, figures in evaluation.figures.items():
+        print(f"| {method} | {' | '.join(_shown(figures.get(name)) for name in names)} |")
+    print("\n| task | answers | right | AUROC | ECE | by chance | bias |\n|" + "---|" * 7)
+    for task, told in evaluation.tasks.items():
+        cells = [told.get(n) for n in ("auroc", "calibration_error", "chance_error", "bias")]
+        shown = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
+        print(f"| {task} | {told['answers']} | {told['right']:.1%} | {shown} |")
+
+
+def _shown(values: list[float] | None) -> str:
+    if values is None:
+        return "-"
+    value, *ends = values
+    return f"{value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+
+
+def ship(calibration: Calibration, evaluation: Evaluation, name: str) -> Path:
+    """Write it, with its figures on the test part, to where the package looks for it."""
+    told = evaluation.figures[CONFIDENCE]
+    figures = {n: round(v[0], 4) for n, v in told.items() if np.isfinite(v[0])}
+    SHIPPED.mkdir(exist_ok=True)
+    path = SHIPPED / f"{calibration.subject.model}.{FILE[name]}.json"
+    text = replace(calibration, figures=figures, prefixes=calibration.prefixes).to_json()
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", default="onnx", help="of the collection in build/routing/")
+    parser.add_argument("--table", type=Path, help="a table that --pack wrote, instead")
+    parser.add_argument("--pack", type=Path, help="where to write the features and verdicts")
+    parser.add_argument("--ship", action="store_true")
+    parser.add_argument("--splits", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="where to write curves.png and curves.json")
+    options = parser.parse_args()
+    if options.table:
+        subject, table = unpack(options.table)
+    else:
+        from rows import tabled
+
+        subject, table = tabled(options.name)
+    print(
+        f"{len(table)} answers about {len(set(table.pictures))} pictures,"
+        f" {table.right.mean():.1%} right"
+    )
+    if options.pack:
+        pack(options.pack, subject, table)
+    calibration, test = fitted(subject, table)
+    started = time.monotonic()
+    evaluation = evaluate(calibration, test)
+    report(evaluation)
+    print(f"({time.monotonic() - started:.0f} s)")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(evaluation, options.out / "curves.png")
+        (options.out / "curves.json").write_text(json.dumps(evaluation.to_dict()))
+    if options.splits:
+        given, worse, coverages = broken(table, options.splits)
+        print(
+            f"Of {options.splits} splits {given} were certified, and the test part of {worse} erred"
+            f" in more than {RISK:.0%}; {np.mean(coverages):.1%} of it was answered."
+        )
+    if options.ship:
+        print(ship(calibration, evaluation, options.name))
+
+
+if __name__ == "__main__":
+    main()
