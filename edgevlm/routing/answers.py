@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.errors import UsageError
 from edgevlm.media import load_image
 from edgevlm.messages import ActiveAdapter, Token, TopToken
+from edgevlm.routing.arrays import Bools, Floats, Rows
 from edgevlm.routing.calibration import PREFIXES, Subject, digest_of
-from edgevlm.routing.features import BASELINES, Asked, Floats, baselines_of, features_of
+from edgevlm.routing.features import BASELINES, Asked, baselines_of, features_of
 from edgevlm.routing.picture import PictureStats, picture_stats
 from edgevlm.routing.question import question_type
 
-Bools = NDArray[np.bool_]
 _SHAPE = "A line is what `edgevlm chat --json --tokens` prints, with `question` and `right`."
 
 
@@ -126,7 +125,7 @@ class Table:
     def digest(self) -> str:
         return digest_of(self.features, self.right.astype(np.float64))
 
-    def part(self, rows: NDArray[np.int64]) -> Table:
+    def part(self, rows: Rows) -> Table:
         """The answers of these rows."""
         return Table(
             self.features[rows],

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from edgevlm.messages import ActiveAdapter
+from edgevlm.routing.arrays import Floats
 from edgevlm.routing.certificate import Certificate
 from edgevlm.routing.features import NAMES
-from edgevlm.routing.models import Floats, Isotonic, Logistic
+from edgevlm.routing.regression import Isotonic, Logistic
 
 FORMAT = 1
 # An answer that is still coming is judged by its first so many tokens.
@@ -118,7 +119,8 @@ class Data:
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """`prefixes` judge an answer by its first tokens, `baselines` are the maps of single figures
-    (`features.BASELINES`). `certificates` are for `whole.score`; the first is the one in force.
+    (`features.BASELINES`). `stops` are mean logprobs of the first tokens, by their number, below
+    which an answer is hopeless. `certificates` are for `whole.score`; the first is in force.
     `figures` tell how good it is, on answers that it was not made from.
     """
 
@@ -128,6 +130,7 @@ class Calibration:
     data: Data
     prefixes: Mapping[int, Scale] = field(default_factory=dict)
     baselines: Mapping[str, Isotonic] = field(default_factory=dict)
+    stops: Mapping[int, float] = field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -152,6 +155,7 @@ class Calibration:
             "certificates": [c.to_dict() for c in self.certificates],
             "figures": dict(self.figures),
             "baselines": {name: m.to_dict() for name, m in self.baselines.items()},
+            "stops": {str(n): round(limit, 5) for n, limit in self.stops.items()},
             "prefixes": {str(n): scale.to_dict() for n, scale in self.prefixes.items()},
         }
         lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in parts.items())
@@ -172,6 +176,7 @@ class Calibration:
             data=Data.of_dict(values["data"]),
             prefixes={int(n): Scale.of_dict(scale) for n, scale in values["prefixes"].items()},
             baselines={str(n): Isotonic.of_dict(m) for n, m in values["baselines"].items()},
+            stops={int(n): float(limit) for n, limit in values["stops"].items()},
             certificates=tuple(Certificate.of_dict(c) for c in values["certificates"]),
             figures={str(n): float(figure) for n, figure in values["figures"].items()},
         )

@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from edgevlm.routing.arrays import Bools, Floats
 
 DELTA = 0.05
 # Shares of the answers that a first threshold, and each after it, would give.
@@ -56,12 +54,15 @@ class Certificate:
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> Certificate:
         """What `to_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        whole = ("examples", "answered", "wrong")
         return cls(
-            **{
-                name: int(values[name]) if name in whole else float(values[name])
-                for name in cls.__slots__
-            }
+            risk=float(values["risk"]),
+            delta=float(values["delta"]),
+            threshold=float(values["threshold"]),
+            bound=float(values["bound"]),
+            examples=int(values["examples"]),
+            answered=int(values["answered"]),
+            wrong=int(values["wrong"]),
+            effective=float(values["effective"]),
         )
 
 

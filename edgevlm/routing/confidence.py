@@ -1,8 +1,8 @@
 """How likely an answer is to be right, from its own tokens, its question and its picture.
 
     confidence = Confidence.for_model("edgevlm-tiny", 5, "decoder q4, vision fp16")
-    verdict = confidence.judge(reply.tokens, Asked(question, picture_stats(rgb), ...))
-    verdict.confidence, verdict.unsure
+    judgement = confidence.judge(reply.tokens, Asked(question, picture_stats(rgb), ...))
+    judgement.confidence, judgement.unsure
 
 A model without a calibration of its own gets no confidence: another's would be a guess.
 """
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.messages import ActiveAdapter, Token
+from edgevlm.routing.arrays import Floats
 from edgevlm.routing.calibration import Calibration, Scale, Subject
 from edgevlm.routing.certificate import Certificate
-from edgevlm.routing.features import Asked, Floats, features_of
+from edgevlm.routing.features import Asked, features_of
 from edgevlm.routing.shelf import Shelf
 from edgevlm.settings import Settings, load_settings
 
@@ -24,7 +25,7 @@ EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """`confidence` is the calibrated probability of being right, `score` the log-odds that it is
     read from. `unsure` is below the certified threshold, or below EVEN where there is none."""
 
@@ -62,11 +63,11 @@ class Confidence:
         """The guarantee in force, if there is one."""
         return self.calibration.certificate
 
-    def judge(self, tokens: Sequence[Token], asked: Asked) -> Verdict:
+    def judge(self, tokens: Sequence[Token], asked: Asked) -> Judgement:
         """Judge a whole answer."""
         return self._judged(self.calibration.whole, features_of(tokens, asked))
 
-    def judge_so_far(self, tokens: Sequence[Token], asked: Asked) -> Verdict | None:
+    def judge_so_far(self, tokens: Sequence[Token], asked: Asked) -> Judgement | None:
         """Judge an answer that is still coming by its first tokens, with the calibration for as
         many; None before the first. No certificate is for it: `unsure` is below EVEN."""
         scale = self.calibration.prefix(len(tokens))
@@ -74,17 +75,17 @@ class Confidence:
             return None
         length = max(n for n in self.calibration.prefixes if n <= len(tokens))
         score, probability = _read(scale, features_of(tokens[:length], asked))
-        return Verdict(probability, score, probability < EVEN)
+        return Judgement(probability, score, probability < EVEN)
 
     def score(self, tokens: Sequence[Token], asked: Asked) -> float:
         """The calibrated probability of being right, of a whole answer."""
         return self.judge(tokens, asked).confidence
 
-    def _judged(self, scale: Scale, features: Floats) -> Verdict:
+    def _judged(self, scale: Scale, features: Floats) -> Judgement:
         score, probability = _read(scale, features)
         certificate = self.certificate
         unsure = probability < EVEN if certificate is None else score < certificate.threshold
-        return Verdict(probability, score, unsure)
+        return Judgement(probability, score, unsure)
 
 
 def _read(scale: Scale, features: Floats) -> tuple[float, float]:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from edgevlm.routing.arrays import Bools, Floats, Rows
+
 BINS = 15
 
 
@@ -133,7 +132,7 @@ def best_order(weak: Bools, strong: Bools) -> Floats:
     return weak.astype(float) - strong
 
 
-Statistic = Callable[[NDArray[np.int64]], float]
+Statistic = Callable[[Rows], float]
 
 
 def interval(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from edgevlm.routing.arrays import Floats
 from edgevlm.routing.curves import reliability, risk_coverage
-from edgevlm.routing.evaluation import Evaluation, Floats
+from edgevlm.routing.evaluation import Evaluation
 
 SIDE, MARGIN, TITLE = 420, 56, 34  # pixels of a diagram's square, around it, above it
 TICKS = 5

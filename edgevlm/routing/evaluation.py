@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.routing.answers import Bools, Floats, Table
+from edgevlm.routing.answers import Table
+from edgevlm.routing.arrays import Bools, Floats
 from edgevlm.routing.calibration import Calibration
 from edgevlm.routing.curves import (
     CostQuality,
@@ -58,7 +59,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Figures and curves as JSON."""
         right = self.table.right
-        curves = {}
+        curves: dict[str, dict[str, Any]] = {}
         for method in self.methods:
             coverage, risk = risk_coverage(method.scores, right)
             cost = self.cost_quality(method)
@@ -86,7 +87,7 @@ class Evaluation:
         }
 
 
-def evaluate(calibration: Calibration, table: Table, *, draws: int = 1000) -> Evaluation:
+def evaluate(calibration: Calibration, table: Table, *, draws: int = 300) -> Evaluation:
     """Judge `table`, of which the calibration has seen no picture. `draws` are of the bootstrap
     behind each 95% interval."""
     scores = calibration.whole.score(table.features)

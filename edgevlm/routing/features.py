@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.messages import Token
+from edgevlm.routing.arrays import Floats
 from edgevlm.routing.picture import PictureStats
 from edgevlm.routing.question import ANSWER_TYPES, QUESTION_TYPES, answer_type, question_type
-
-Floats = NDArray[np.float64]
 
 TOP_LOGPROBS = 5  # candidates a token that margins and entropies are read from
 _LEAST = -20.0  # a logprob below says nothing more

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.errors import UsageError
 from edgevlm.routing.answers import Table
+from edgevlm.routing.arrays import Bools, Floats, Rows
 from edgevlm.routing.calibration import Calibration, Data, Scale, Subject
 from edgevlm.routing.certificate import (
     DELTA,
@@ -23,18 +23,20 @@ from edgevlm.routing.certificate import (
     certify,
     order_thresholds,
 )
-from edgevlm.routing.models import Isotonic, fit_logistic
+from edgevlm.routing.features import NAMES
+from edgevlm.routing.regression import Isotonic, fit_logistic
 
 # Shares of the pictures that fit, calibrate and test.
 SHARES = (0.3, 0.2, 0.5)
-# What a fit needs of right answers and of wrong ones, and a prefix to be worth a scale.
+# What a fit needs of right answers and of wrong ones.
 LEAST_OF_EACH = 30
-LEAST_FOR_A_PREFIX = 60
+# An answer that is no likelier right than this isn't worth reading on.
+HOPELESS = 0.2
 
 
 def split(
     pictures: Sequence[str], shares: Sequence[float] = SHARES, *, seed: int = 0
-) -> list[NDArray[np.int64]]:
+) -> list[Rows]:
     """Rows of each part, all questions about one picture in the same."""
     names, ids = np.unique(np.asarray(pictures), return_inverse=True)
     ranks = np.random.default_rng(seed).permutation(len(names))[ids]
@@ -66,6 +68,7 @@ def calibrate(
             name: Isotonic.fit(values, calibrating.right)
             for name, values in calibrating.baselines.items()
         },
+        _stops(calibrating),
     )
 
 
@@ -112,7 +115,7 @@ def _prefixes(fitting: Table, calibrating: Table) -> dict[int, Scale]:
     for length, features in fitting.prefixes.items():
         used, tried = fitting.longer[length], calibrating.longer[length]
         fewest = min(_rarer(fitting.right[used]), _rarer(calibrating.right[tried]))
-        if fewest < LEAST_FOR_A_PREFIX // 2:
+        if fewest < LEAST_OF_EACH:
             continue
         scales[length] = _scale(
             features[used],
@@ -123,14 +126,30 @@ def _prefixes(fitting: Table, calibrating: Table) -> dict[int, Scale]:
     return scales
 
 
-def _rarer(right: NDArray[np.bool_]) -> int:
+def _stops(calibrating: Table) -> dict[int, float]:
+    """Of each length, the mean logprob of first tokens at which HOPELESS is reached; none where
+    no answer is so."""
+    stops = {}
+    for length, features in calibrating.prefixes.items():
+        used = calibrating.longer[length]
+        if _rarer(calibrating.right[used]) < LEAST_OF_EACH:
+            continue
+        means = features[used, NAMES.index("logprob mean")]
+        probability = Isotonic.fit(means, calibrating.right[used])
+        low = probability.knots[probability.values <= HOPELESS]
+        if len(low):
+            stops[length] = float(low[-1])
+    return stops
+
+
+def _rarer(right: Bools) -> int:
     return int(min(right.sum(), (~right).sum()))
 
 
 def _scale(
-    features: NDArray[np.float64],
+    features: Floats,
     fitting: Table,
-    other: NDArray[np.float64],
+    other: Floats,
     calibrating: Table,
 ) -> Scale:
     score = fit_logistic(features, fitting.right, fitting.pictures)

@@ -113,7 +113,8 @@ def collect(
     model = load_model("edgevlm-tiny", runtime=runtime)
     model.language = watched = WatchedModel(model.language)
     total = min(count, sum(task.count * (6 if task.name == "scenes" else 1) for task in chosen))
-    with model, Session(model, adapter=adapter) as session:
+    pack = None if adapter is None else REPOSITORY / "adapters" / adapter
+    with model, Session(model, adapter=pack) as session:
         drawn = zip(range(total), questions(chosen), strict=False)
         for _, (key, task, item) in track(
             drawn, runtime, total=total, console=Console(stderr=True)
@@ -155,7 +156,7 @@ def ask(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runtime", default="onnx", help="such as onnx+llamacpp")
-    parser.add_argument("--adapter", help="a pack, such as shapes")
+    parser.add_argument("--adapter", help="a pack of adapters/, such as shapes")
     parser.add_argument("--task", nargs="+", choices=[task.name for task in TASKS])
     parser.add_argument("--count", type=int, default=10**6, help="questions at most")
     options = parser.parse_args()

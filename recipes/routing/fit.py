@@ -27,7 +27,7 @@ from edgevlm.routing.certificate import Certificate, certify, order_thresholds
 from edgevlm.routing.drawing import draw
 from edgevlm.routing.evaluation import CONFIDENCE, Evaluation, evaluate
 from edgevlm.routing.fitting import calibrate, split, with_certificate
-from edgevlm.routing.models import fit_logistic
+from edgevlm.routing.regression import fit_logistic
 from edgevlm.routing.shelf import SHIPPED
 
 RISK = 0.05

@@ -100,6 +100,8 @@ def _scattered(rng: np.random.Generator, sizes: list[Place], overlap: float) -> 
     boxes: dict[int, tuple[int, int, int, int]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i][0] * sizes[i][1]):
         w, h = sizes[index]
+        if max(w, h) > SIDE:  # what was turned and squashed after may be
+            return None
         for _ in range(25):
             x, y = int(rng.integers(SIDE - w + 1)), int(rng.integers(SIDE - h + 1))
             box = (x, y, x + w, y + h)

@@ -81,10 +81,10 @@ def test_what_is_below_the_certified_threshold_is_unsure(calibration: Calibratio
     assert certificate is not None
     confidence = Confidence(calibration)
     answers = judged(300, seed=2)
-    verdicts = [confidence.judge(a.tokens, a.asked) for a in answers]
-    assert {v.unsure for v in verdicts} == {True, False}
-    assert all(v.unsure == (v.score < certificate.threshold) for v in verdicts)
-    kept = [not a.right for a, v in zip(answers, verdicts, strict=True) if not v.unsure]
+    judged_as = [confidence.judge(a.tokens, a.asked) for a in answers]
+    assert {v.unsure for v in judged_as} == {True, False}
+    assert all(v.unsure == (v.score < certificate.threshold) for v in judged_as)
+    kept = [not a.right for a, v in zip(answers, judged_as, strict=True) if not v.unsure]
     assert np.mean(kept) <= 0.2
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from edgevlm.routing.arrays import Bools, Floats
 
 # Strengths of the ridge that cross-validation chooses from, in answers' worth of evidence.
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgevlm.routing.curves import auroc, calibration_error
-from edgevlm.routing.models import Isotonic, Logistic, fit_logistic
+from edgevlm.routing.regression import Isotonic, Logistic, fit_logistic
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(1500, 4)) * [1.0, 5.0, 0.1, 0.0] + [0.0, 100.0, 0.0, 3.0]
