@@ -24,7 +24,7 @@ from edgevlm.routing.certificate import (
     order_thresholds,
 )
 from edgevlm.routing.features import NAMES
-from edgevlm.routing.regression import Isotonic, fit_logistic
+from edgevlm.routing.regression import Isotonic, Logistic, fit_logistic
 
 # Shares of the pictures that fit, calibrate and test.
 SHARES = (0.3, 0.2, 0.5)
@@ -83,6 +83,27 @@ def require_enough(part: Table) -> None:
             )
 
 
+def ask_certificate(
+    score: Logistic, ordering: Table, testing: Table, *, risk: float, delta: float = DELTA
+) -> Certificate | Refusal:
+    """Thresholds in an order that `ordering` sets, which may have fitted the score, tested on
+    `testing`, which may not."""
+    thresholds = order_thresholds(
+        score(ordering.features),
+        ordering.right,
+        risk=risk,
+        share=len(testing) / len(ordering),
+    )
+    return certify(
+        score(testing.features),
+        testing.right,
+        testing.pictures,
+        thresholds.tolist(),
+        risk=risk,
+        delta=delta,
+    )
+
+
 def with_certificate(
     calibration: Calibration,
     ordering: Table,
@@ -91,19 +112,8 @@ def with_certificate(
     risk: float,
     delta: float = DELTA,
 ) -> tuple[Calibration, Certificate | Refusal]:
-    """Ask for a certificate, thresholds in an order that `ordering` sets and `testing` tests;
-    what comes of it is the first of the calibration's, where it is one."""
-    score = calibration.whole.score
-    share = len(testing) / len(ordering)
-    thresholds = order_thresholds(score(ordering.features), ordering.right, risk=risk, share=share)
-    outcome = certify(
-        score(testing.features),
-        testing.right,
-        testing.pictures,
-        [float(threshold) for threshold in thresholds],
-        risk=risk,
-        delta=delta,
-    )
+    """What `ask_certificate` gives becomes the first of the calibration's, if it is one."""
+    outcome = ask_certificate(calibration.whole.score, ordering, testing, risk=risk, delta=delta)
     if isinstance(outcome, Refusal):
         return calibration, outcome
     return replace(calibration, certificates=(outcome, *calibration.certificates)), outcome

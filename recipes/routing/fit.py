@@ -2,7 +2,7 @@
 
     python recipes/routing/fit.py                          # the figures
     python recipes/routing/fit.py --ship                   # and edgevlm/routing/calibrations/
-    python recipes/routing/fit.py --name onnx-shapes       # of another collection
+    python recipes/routing/fit.py --strong onnx-shapes     # and what asking a stronger model gains
     python recipes/routing/fit.py --table recipes/routing/answers.npz   # of the features that ship
 
 Pictures are split by a seed into 30% that fit, 20% that calibrate and 50% that test; nothing but
@@ -20,13 +20,14 @@ from pathlib import Path
 
 import numpy as np
 from packed import pack, unpack
+from rows import tabled
 
 from edgevlm.routing.answers import Table
 from edgevlm.routing.calibration import Calibration, Subject
-from edgevlm.routing.certificate import Certificate, certify, order_thresholds
+from edgevlm.routing.certificate import Certificate
 from edgevlm.routing.drawing import draw
 from edgevlm.routing.evaluation import CONFIDENCE, Evaluation, evaluate
-from edgevlm.routing.fitting import calibrate, split, with_certificate
+from edgevlm.routing.fitting import ask_certificate, calibrate, split, with_certificate
 from edgevlm.routing.regression import fit_logistic
 from edgevlm.routing.shelf import SHIPPED
 
@@ -51,19 +52,7 @@ def broken(table: Table, splits: int) -> tuple[int, int, list[float]]:
     for seed in range(1, splits + 1):
         fitting, calibrating, test = (table.part(r) for r in split(table.pictures, seed=seed))
         score = fit_logistic(fitting.features, fitting.right, fitting.pictures)
-        order = order_thresholds(
-            score(fitting.features),
-            fitting.right,
-            risk=RISK,
-            share=len(calibrating) / len(fitting),
-        )
-        outcome = certify(
-            score(calibrating.features),
-            calibrating.right,
-            calibrating.pictures,
-            [float(t) for t in order],
-            risk=RISK,
-        )
+        outcome = ask_certificate(score, fitting, calibrating, risk=RISK)
         if isinstance(outcome, Certificate):
             above = score(test.features) >= outcome.threshold
             given += 1
@@ -106,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="onnx", help="of the collection in build/routing/")
     parser.add_argument("--table", type=Path, help="a table that --pack wrote, instead")
+    parser.add_argument("--strong", help="another collection, of a stronger model's answers")
     parser.add_argument("--pack", type=Path, help="where to write the features and verdicts")
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--splits", type=int, default=0)
@@ -114,8 +104,6 @@ def main() -> None:
     if options.table:
         subject, table = unpack(options.table)
     else:
-        from rows import tabled
-
         subject, table = tabled(options.name)
     print(
         f"{len(table)} answers about {len(set(table.pictures))} pictures,"
@@ -132,6 +120,12 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(evaluation, options.out / "curves.png")
         (options.out / "curves.json").write_text(json.dumps(evaluation.to_dict()))
+    if options.strong:
+        _, both = tabled(options.name, options.strong)
+        unseen = set(test.pictures)
+        rows = [i for i, picture in enumerate(both.pictures) if picture in unseen]
+        print(f"\nSent to {options.strong}:")
+        report(evaluate(calibration, both.part(np.array(rows))))
     if options.splits:
         given, worse, coverages = broken(table, options.splits)
         print(

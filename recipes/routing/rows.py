@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,16 @@ def _answer(row: dict[str, Any], subject: Subject, grey: NDArray[np.uint8]) -> A
     )
 
 
-def tabled(name: str, folder: Path = FOLDER) -> tuple[Subject, Table]:
-    """The collection's subject and table; where the same questions were asked of the pack
-    `shapes`, that is the stronger model for them."""
-    answers = [collected.answer for collected in load(name, folder)]
-    return answers[0].subject, tabulate(answers)
+def tabled(name: str, strong: str = "", folder: Path = FOLDER) -> tuple[Subject, Table]:
+    """The collection's subject and table. With `strong`, another collection, only what was asked
+    of both, and which answers that one has right."""
+    answers = {c.row["key"]: c.answer for c in load(name, folder)}
+    if strong:
+        right = {c.row["key"]: c.answer.right for c in load(strong, folder)}
+        answers = {
+            key: replace(answer, strong_right=right[key])
+            for key, answer in answers.items()
+            if key in right
+        }
+    chosen = list(answers.values())
+    return chosen[0].subject, tabulate(chosen)

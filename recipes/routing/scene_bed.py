@@ -18,18 +18,18 @@ from scene_tasks import (
     COLOUR,
     COUNT,
     coloured,
-    concept_of,
     draw_scene,
     name_of,
     named_alone,
     names_there,
     pick_absent,
+    presence_of,
     relation,
     times_named,
 )
 from scenes import Sample
 from seen import COLOURS
-from tasks import ABSENT, PRESENCE, Item, about_absent, description, seeded
+from tasks import ABSENT, Item, about_absent, description, seeded
 
 
 def scenes(count: int) -> Iterator[Item]:
@@ -44,23 +44,13 @@ def questions_about(
     sample: Sample, picture: str, i: int, rng: np.random.Generator
 ) -> Iterator[Item]:
     """`i` turns the phrasings."""
-    yield from _presence(sample, picture, i, rng)
+    yield from presence_of(sample, picture, i, rng, part="presence")
     yield from _colour(sample, picture, i)
     yield _count(sample, picture, i, rng)
     yield from _place(sample, picture, i, rng)
     thing = " ".join(judge.bare(pick_absent(rng, sample)))
     yield about_absent(picture, sample.pixels, thing, ABSENT[i % len(ABSENT)])
     yield description(picture, sample.pixels, names_there(sample), i, part="description")
-
-
-def _presence(sample: Sample, picture: str, i: int, rng: np.random.Generator) -> Iterator[Item]:
-    things = sample.scene.things
-    there = concept_of(things[rng.integers(len(things))]).name
-    for expected, name in ((True, there), (False, pick_absent(rng, sample))):
-        question = PRESENCE[(i + expected) % len(PRESENCE)].format(a=name)
-        judged = partial(judge.yes_no, expected=expected)
-        truth = "yes" if expected else "no"
-        yield Item(picture, sample.pixels, question, truth, judged, part="presence")
 
 
 def _colour(sample: Sample, picture: str, i: int) -> Iterator[Item]:

@@ -129,14 +129,20 @@ def presence(count: int) -> Iterator[Item]:
     """As many questions about what is there as about what isn't, two a scene."""
     rng = seeded("scene presence")
     for i in range((count + 1) // 2):
-        sample = draw_scene(rng, "things")
-        things = sample.scene.things
-        there = concept_of(things[rng.integers(len(things))]).name
-        for expected, name in ((True, there), (False, pick_absent(rng, sample))):
-            question = PRESENCE[(i + expected) % len(PRESENCE)].format(a=name)
-            judged = partial(judge.yes_no, expected=expected)
-            truth = "yes" if expected else "no"
-            yield Item(f"presence/{i}", sample.pixels, question, truth, judged, part="scenes")
+        yield from presence_of(draw_scene(rng, "things"), f"presence/{i}", i, rng, part="scenes")
+
+
+def presence_of(
+    sample: Sample, picture: str, i: int, rng: np.random.Generator, *, part: str
+) -> Iterator[Item]:
+    """The two questions about one scene; `i` turns the phrasings."""
+    things = sample.scene.things
+    there = concept_of(things[rng.integers(len(things))]).name
+    for expected, name in ((True, there), (False, pick_absent(rng, sample))):
+        question = PRESENCE[(i + expected) % len(PRESENCE)].format(a=name)
+        judged = partial(judge.yes_no, expected=expected)
+        truth = "yes" if expected else "no"
+        yield Item(picture, sample.pixels, question, truth, judged, part=part)
 
 
 def colour(count: int) -> Iterator[Item]:

@@ -19,6 +19,8 @@ def test_logprobs_margins_and_entropies_are_those_of_the_tokens() -> None:
     found = of(tokens)
     assert found["logprob mean"] == pytest.approx(np.log([0.5, 0.8, 0.9]).mean())
     assert found["logprob min"] == found["logprob first"] == pytest.approx(np.log(0.5))
+    assert found["logprob 10%"] == pytest.approx(np.quantile(np.log([0.5, 0.8, 0.9]), 0.1))
+    assert found["logprob 25%"] == pytest.approx(np.quantile(np.log([0.5, 0.8, 0.9]), 0.25))
     assert found["logprob last"] == pytest.approx(np.log(0.9))
     assert found["margin first"] == pytest.approx(0.0)
     assert found["margin mean"] == pytest.approx((0 + np.log(4) + np.log(9)) / 3)
