@@ -99,6 +99,16 @@ class Record:
         self._rows.write(json.dumps(row, separators=(",", ":")) + "\n")
         self._rows.flush()
 
+    def close(self) -> None:
+        for file in (self._rows, self._logits, self._grey):
+            file.close()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _open_at(path: Path, size: int) -> Any:
     file = path.open("r+b" if path.exists() else "w+b")
@@ -162,8 +172,8 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [task for task in TASKS if not options.task or task.name in options.task]
     name = "-".join(filter(None, (options.runtime, options.adapter)))
-    record = Record(FOLDER / name)
-    collect(record, chosen, options.count, options.runtime, options.adapter)
+    with Record(FOLDER / name) as record:
+        collect(record, chosen, options.count, options.runtime, options.adapter)
 
 
 if __name__ == "__main__":

@@ -7,4 +7,4 @@ from pathlib import Path
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-sys.path += [str(RECIPES / "tiny"), str(RECIPES / "adapters")]
+sys.path += [str(RECIPES / name) for name in ("tiny", "adapters", "routing")]
