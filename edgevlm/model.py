@@ -17,6 +17,7 @@ from edgevlm.adapters.base import describe_base
 from edgevlm.adapters.choice import Name, read_name
 from edgevlm.adapters.resident import Resident, Residents
 from edgevlm.adapters.store import AdapterStore
+from edgevlm.cache import weights_key
 from edgevlm.devices.threads import compute_threads
 from edgevlm.engine.adapter import Adapters
 from edgevlm.engine.cancel import Cancel
@@ -62,13 +63,16 @@ class Model:
         vision: VisionEncoder,
         language: LanguageModel,
         load_ms: float = 0.0,
+        weights: str = "",
     ) -> None:
+        """`weights` tells these weights from others of that name; without it no answer is kept."""
         self.name = files.name
         self.files = files
         self.family = family
         self.vision = vision
         self.language = language
         self.load_ms = load_ms
+        self.weights = weights
         self._residents = Residents(vision, language, files)
         self.tower = VisionTower(self.name, family, vision, language.d_model)
 
@@ -173,6 +177,7 @@ def _load_tower(files: ModelFiles, placement: Placement, options: LoadOptions) -
 
 def _load_both(files: ModelFiles, placement: Placement, options: LoadOptions) -> Model:
     started = time.perf_counter()
+    weights = weights_key(files)  # before they are read: what replaces them then has another
     family = known_family(files.folder)
     language = get_runtime(placement.language).load_language(files, options)
     try:
@@ -186,7 +191,7 @@ def _load_both(files: ModelFiles, placement: Placement, options: LoadOptions) ->
         language.close()
         raise
     load_ms = (time.perf_counter() - started) * 1000
-    return Model(files, family, vision, language, load_ms)
+    return Model(files, family, vision, language, load_ms, weights)
 
 
 def _either(

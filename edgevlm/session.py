@@ -7,24 +7,27 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgevlm.adapters.choice import AdapterChoice, Name, Wanted, read_choice
 from edgevlm.adapters.resident import ActiveSet
 from edgevlm.adapters.store import AdapterStore
+from edgevlm.conversation import Shown, Spoken, turns_of
 from edgevlm.engine.cancel import Cancel
-from edgevlm.engine.prompt import Prompt
-from edgevlm.errors import CloudError, Interrupted, NotSupported, UsageError
+from edgevlm.errors import Interrupted, NotSupported, UsageError
 from edgevlm.families.base import Detail, Turn
 from edgevlm.families.video import Content, watch
+from edgevlm.judge import Subject
 from edgevlm.media import MediaLimits, load_image, open_video
-from edgevlm.messages import FinishReason, Reply, Route, Token
+from edgevlm.messages import Reply, Token
 from edgevlm.model import Model, Notice, load_model
 from edgevlm.question import Question
-from edgevlm.remote.model import RemoteModel, RemoteSlot, connect
+from edgevlm.remote.model import RemoteModel, connect
+from edgevlm.router import Direct, Router, policy_of
 from edgevlm.settings import ROUTES, Settings, load_settings
-from edgevlm.slot import Request, Slot
+from edgevlm.slot import Request
 from edgevlm.stream import Clock, Stream
 
 if TYPE_CHECKING:
@@ -81,8 +84,9 @@ class Session:
         if not isinstance(system, (str, NoneType)):
             raise UsageError(f"A system prompt can't be {system!r}.", hint="Give a str.")
         self.settings = settings or load_settings()
-        self._split = server is not None and (route or self.settings.route) == "split"
-        self.set_route(route or self.settings.route)
+        self.route = route or self.settings.route
+        self._split = server is not None and self.route == "split"
+        self._check_route(self.route)
         self._owns_model = not isinstance(model, (Model, RemoteModel))
         self.model: Model | RemoteModel
         if isinstance(model, (Model, RemoteModel)):
@@ -105,13 +109,13 @@ class Session:
             )
         try:
             self._adapters = self._loaded(wanted)
-            self._slot = _slot_of(self.model)
+            self._answers = _answers_of(self.model, self.settings, self.route)
         except BaseException:
             if self._owns_model:
                 self.model.close()
             raise
         self._system = system
-        self._turns: list[Turn] = []
+        self._spoken: list[Spoken] = []
         self._active: Stream | None = None
         self._cancel = Cancel()
         self._load_ms = self.model.load_ms if self._owns_model else 0.0
@@ -234,7 +238,15 @@ class Session:
 
     def set_route(self, route: str) -> None:
         """Say who may answer from now on: `local`, `auto` or `cloud`. A session that began as
-        `split` stays so, and no other becomes it."""
+        `split` stays so, and no other becomes it.
+
+        Raises UsageError, and CloudNotAllowed for `cloud` where no cloud model was set up.
+        """
+        self._check_route(route)
+        self._answers.set_route(route)
+        self.route = route
+
+    def _check_route(self, route: str) -> None:
         if route not in ROUTES:
             raise UsageError(f"There is no route {route!r}.", hint=f"Routes: {', '.join(ROUTES)}.")
         if (route == "split") != self._split:
@@ -242,11 +254,10 @@ class Session:
                 "Split inference is for a whole session, with a server.",
                 hint='Use Session(server=URL, route="split").',
             )
-        if route == "cloud":
-            raise CloudError(
-                "No cloud model is set up.", hint="Use route `local`: nothing leaves the device."
-            )
-        self.route = route
+        if route == "cloud":  # told before a model is fetched
+            _, cloud = policy_of(route, self.settings)
+            if cloud is not None:
+                cloud.close()
 
     def cancel(self) -> None:
         """Stop the answer under way, from any thread. What was said so far is kept."""
@@ -257,7 +268,7 @@ class Session:
         if self._active is not None:
             self._active.close()
             self._active = None
-        self._turns.clear()
+        self._spoken.clear()
 
     def close(self) -> None:
         """Stop the answer under way, and let the model go unless others share it."""
@@ -266,7 +277,7 @@ class Session:
         if self._active is not None:
             with suppress(UsageError):  # a thread is inside it, and ends it by itself
                 self._active.close()
-        self._slot.close()
+        self._answers.close()
         self._adapters = ActiveSet()
         if self._owns_model:
             self.model.close()
@@ -296,46 +307,52 @@ class Session:
             question.sampling,
             question.schema,
             adapters,
-            Route("local", f"route {self.route}: {self.model.name} runs on this device"),
-            cancel,
-            clock,
-            self._load_ms,
+            Subject(question.message.text),
+            cancel=cancel,
+            clock=clock,
+            load_ms=self._load_ms,
         )
-        turn: Turn | None = None
-        finish: FinishReason = "cancelled"
+        system = adapters.system if self._system is None else self._system
+        spoken: Spoken | None = None
 
-        def prepare() -> Prompt:
-            nonlocal turn
-            system = adapters.system if self._system is None else self._system
-            turn = self._prepare(question, system, cancel)
-            return self._render(system, turn)
+        def speak() -> Spoken:
+            nonlocal spoken
+            spoken = self._speak(question, system, cancel)
+            if spoken.shown:
+                request.subject = replace(request.subject, picture=spoken.shown[0].stats)
+            return spoken
 
+        text, finish = "", "cancelled"
         try:
-            reply = yield from self._slot.answer(prepare, request)
-            finish, self._load_ms = reply.finish_reason, 0.0
+            reply = yield from self._answers.answer(self._spoken, system, speak, request)
+            text, finish, self._load_ms = reply.text, reply.finish_reason, 0.0
         except GeneratorExit:
-            self._remember(turn, request.text, finish)
+            self._remember(spoken, request.text, finish)
             raise
-        self._remember(turn, request.text, finish)
+        self._remember(spoken, text, finish)
         return reply
 
-    def _remember(self, turn: Turn | None, text: str, finish: FinishReason) -> None:
+    def _remember(self, spoken: Spoken | None, text: str, finish: str) -> None:
         """Keep the exchange, unless it was stopped before its first word."""
-        if turn is not None and (text or finish != "cancelled"):
-            self._turns += [turn, Turn("assistant", (text,))]
+        if spoken is not None and (text or finish != "cancelled"):
+            self._spoken += [spoken, Spoken("assistant", (text,))]
 
-    def _prepare(self, question: Question, system: str | None, cancel: Cancel) -> Turn:
+    def _speak(self, question: Question, system: str | None, cancel: Cancel) -> Spoken:
         limits = media_limits(self.settings)
         message, family = question.message, self.model.family
-        pictures: Content = tuple(
-            family.preprocess(
-                load_image(source, limits=limits), question.detail, question.image_tokens
+        shown = tuple(
+            Shown(
+                load_image(source, limits=limits),
+                question.detail,
+                question.image_tokens,
+                family.preprocess,
             )
             for source in message.images
         )
+        frames: Content = ()
         if message.video is not None:
-            pictures += self._watch(question, system, pictures, cancel)
-        return Turn("user", (*pictures, message.text))
+            frames = self._watch(question, system, tuple(s.image for s in shown), cancel)
+        return Spoken("user", (*shown, *frames, message.text))
 
     def _watch(
         self, question: Question, system: str | None, before: Content, cancel: Cancel
@@ -348,23 +365,21 @@ class Session:
                 hint="Use a SmolVLM2 model, such as smolvlm2-500m, or send pictures.",
             )
         message, answer = question.message, question.sampling.max_tokens
-        room = self.model.context_length
+        room, family = self.model.context_length, self.model.family
+        system_turn = [Turn("system", (system,))] if system else []
 
         def fits(content: Content) -> bool:
-            prompt = self._render(system, Turn("user", (*before, *content, message.text)))
+            turn = Turn("user", (*before, *content, message.text))
+            prompt = family.render([*system_turn, *turns_of(self._spoken), turn])
             return prompt.length + answer <= room
 
         limits = media_limits(self.settings)
         with open_video(message.video, limits=limits, check=cancel.check) as video:
             return watch(layout, video, fits)
 
-    def _render(self, system: str | None, turn: Turn) -> Prompt:
-        before = [Turn("system", (system,))] if system else []
-        return self.model.family.render([*before, *self._turns, turn])
 
-
-def _slot_of(model: Model | RemoteModel) -> Slot | RemoteSlot:
-    return Slot(model) if isinstance(model, Model) else RemoteSlot(model)
+def _answers_of(model: Model | RemoteModel, settings: Settings, route: str) -> Router | Direct:
+    return Router(model, settings, route) if isinstance(model, Model) else Direct(model)
 
 
 def media_limits(settings: Settings) -> MediaLimits:

@@ -16,22 +16,25 @@ from edgevlm.engine.prompt import Prompt
 from edgevlm.engine.sampling import Sampling
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import Interrupted, PromptTooLong
-from edgevlm.messages import FinishReason, Reply, Route, Token, Usage
+from edgevlm.judge import Judge, Subject, shortened
+from edgevlm.messages import FinishReason, Reply, Token, Usage
 from edgevlm.model import Model
 from edgevlm.stream import Clock, collect
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What an answer is computed with, and `tokens`, what there is of it so far."""
+    """What an answer is computed with, and what there is of it so far: `usage` once its prompt was
+    read, and `tokens`, each with all candidates that its rating needs."""
 
     sampling: Sampling
     schema: Schema | None
     adapters: ActiveSet
-    route: Route
+    subject: Subject = field(default_factory=Subject)
     cancel: Cancel = field(default_factory=Cancel)
     clock: Clock = field(default_factory=Clock)
     load_ms: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     tokens: list[Token] = field(default_factory=list)
 
     @property
@@ -40,10 +43,12 @@ class Request:
 
 
 class Slot:
-    """Answers of one thread at a time; it keeps what it computed for the next prompt."""
+    """Answers of one thread at a time; it keeps what it computed for the next prompt. `judge`
+    says how sure they are."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, judge: Judge) -> None:
         self.model = model
+        self._judge = judge
         self._context = PrefixContext(model.language.new_context())
 
     @property
@@ -64,6 +69,7 @@ class Slot:
         Raises PromptTooLong, RuntimeFailed, and what `prepare` and `Model.embed` raise.
         """
         mask = self._mask(request.schema)
+        shown = request.sampling.top_logprobs
         prompt, kept = Prompt(()), 0
         finish: FinishReason = "cancelled"
         try:
@@ -71,32 +77,36 @@ class Slot:
             self._check_room(prompt)
             self._context.use_adapters(request.adapters.decoder, request.adapters.vision)
             logits, kept = self._prefill(prompt, request)
+            request.usage = Usage(prompt.length, prompt.image_tokens, kept)
             steps = decode(
                 logits,
                 lambda token_id: self._context.extend(token_id, request.cancel),
                 self.model.family.tokenizer,
-                request.sampling,
+                self._judge.sampling(request.sampling, request.adapters.told),
                 stop_ids=self.model.family.stop_ids,
                 cancel=request.cancel,
                 seen=[i for part in prompt.parts if isinstance(part, tuple) for i in part],
                 room=self.model.language.context_length - prompt.length,
                 mask=mask,
             )
-            finish = yield from collect(steps, request.tokens, request.clock)
+            finish = yield from collect(steps, request.tokens, request.clock, shown)
         except Interrupted:
             pass
+        usage = Usage(prompt.length, prompt.image_tokens, kept, len(request.tokens))
+        rated = self._judge.rate(request.tokens, request.subject, usage, request.adapters.told)
         return Reply(
             text=request.text,
-            tokens=tuple(request.tokens),
+            tokens=tuple(shortened(token, shown) for token in request.tokens),
             model=self.model.name,
             runtime=self.model.runtime,
             quantization=self.model.quantization,
             finish_reason=finish,
-            usage=Usage(prompt.length, prompt.image_tokens, kept, len(request.tokens)),
+            usage=usage,
+            confidence=None if rated is None else rated.confidence,
+            unsure=rated is not None and rated.unsure,
             timings=request.clock.timings(len(request.tokens), request.load_ms),
             adapter=request.adapters.told,
             notices=request.adapters.notices,
-            route=request.route,
             parsed=_parsed(request, mask),
             structured=request.schema is not None,
             peak_rss_bytes=peak_rss_bytes(),

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from edgevlm.errors import UsageError
+from edgevlm.judge import shortened
 from edgevlm.messages import FinishReason, Reply, Timings, Token
 
 
@@ -76,9 +77,10 @@ class Clock:
 
 
 def collect(
-    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: Clock
+    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: Clock, shown: int
 ) -> Generator[Token, None, FinishReason]:
-    """Pass the steps on, each kept in `tokens` and timed; returns why they ended."""
+    """Pass the steps on with `shown` candidates each, kept whole in `tokens` and timed; returns
+    why they ended."""
     while True:
         try:
             token = next(steps)
@@ -87,4 +89,4 @@ def collect(
             return finish
         clock.tick()
         tokens.append(token)
-        yield token
+        yield shortened(token, shown)

@@ -40,6 +40,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("EDGEVLM_HOME", str(folder))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    # What a test asks twice it wants computed twice.
+    monkeypatch.setenv("EDGEVLM_CACHE", "0")
     return folder
 
 

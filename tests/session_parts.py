@@ -46,5 +46,5 @@ def same(one: Reply, other: Reply) -> bool:
 def afresh(model: Model, before: Session, question: str, adapter: Any) -> Reply:
     """The next answer of a conversation in which nothing is computed yet."""
     with Session(model, adapter=adapter) as session:
-        session._turns += before._turns
+        session._spoken += before._spoken
         return ask(session, question)

@@ -184,14 +184,14 @@ def test_a_new_question_ends_an_unfinished_stream(session: Session) -> None:
 
 def test_a_session_that_answers_elsewhere_says_so(session: Session) -> None:
     inside, go_on = threading.Event(), threading.Event()
-    step = session._slot._context.extend
+    step = session._answers._slot._context.extend
 
     def held(token_id: int, cancel: Cancel) -> np.ndarray:
         inside.set()
         assert go_on.wait(30)
         return step(token_id, cancel)
 
-    session._slot._context.extend = held  # type: ignore[method-assign]
+    session._answers._slot._context.extend = held  # type: ignore[method-assign]
     worker = threading.Thread(target=lambda: session.ask("What?", max_tokens=3))
     worker.start()
     assert inside.wait(30)
@@ -316,7 +316,7 @@ def test_cancelling_a_call_that_waits_leaves_the_answer_under_way(model: Model) 
 
     async def run() -> str:
         async with AsyncSession(model) as session:
-            context = session.sync._slot._context
+            context = session.sync._answers._slot._context
             step = context.extend
 
             def held(token_id: int, cancel: Cancel) -> np.ndarray:

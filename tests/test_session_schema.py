@@ -78,14 +78,16 @@ def test_logprobs_are_those_of_the_model_without_a_grammar(session: Session, mod
     with Session(model) as plain:
         prompt = plain.stream(question, max_tokens=1)
         list(prompt)
-        logits = plain._slot._context.prefill(
-            model.family.render([session._turns[0]]), lambda _: np.empty(0, np.float32), Cancel()
+        logits = plain._answers._slot._context.prefill(
+            model.family.render([session._spoken[0].turn()]),
+            lambda _: np.empty(0, np.float32),
+            Cancel(),
         )[0]
         for token in reply.tokens:
             own = logits - np.log(np.exp(logits.astype(np.float64)).sum())
             assert token.logprob == pytest.approx(own[token.id], abs=1e-3)
             assert token.top[0].id == int(own.argmax())
-            logits = plain._slot._context.extend(token.id, Cancel())
+            logits = plain._answers._slot._context.extend(token.id, Cancel())
     # Random weights would hardly say this by themselves.
     assert any(token.id != token.top[0].id for token in reply.tokens)
 

@@ -73,7 +73,7 @@ def afresh(model: Model, before: Session, question: str, adapter: Any) -> Reply:
     """The next answer of a conversation in which nothing is computed yet."""
     model.tower._features.clear()
     with Session(model, adapter=adapter) as session:
-        session._turns += before._turns
+        session._spoken += before._spoken
         return ask(session, question)
 
 
@@ -97,12 +97,12 @@ def test_a_swap_amid_a_conversation_is_a_fresh_one_with_that_adapter(
         for adapter in choices(packs):
             session.use_adapters(adapter)
             fresh = afresh(model, session, QUESTION, adapter)
-            turns = list(session._turns)
+            turns = list(session._spoken)
             replies.append(ask(session))
             assert same(replies[-1], fresh)
             assert replies[-1].usage.cached_tokens == 0
             assert ask(session, NEXT).usage.cached_tokens > replies[-1].usage.prompt_tokens - 2
-            session._turns[:] = turns
+            session._spoken[:] = turns
     logprobs = {reply.tokens[0].logprob for reply in replies[1:]}
     assert len(logprobs) == len(choices(packs))
 
@@ -116,7 +116,7 @@ def test_features_kept_by_the_picture_alone_would_cross(
         fresh = afresh(model, session, NEXT, packs / "one")
         model.tower._features.clear()
         ask(session, adapter=[])
-        session._turns[2:] = []
+        session._spoken[2:] = []
         monkeypatch.setattr("edgevlm.tower.adapters_key", lambda adapters: ())
         assert not same(ask(session, NEXT), fresh)
 

@@ -22,3 +22,29 @@ def print_answer(session: Session, stream: Stream) -> Reply:
     for notice in reply.notices:
         click.secho(notice, dim=True, err=reply.structured)
     return reply
+
+
+def tell_route(reply: Reply) -> None:
+    """Say on stderr what a reader must know: that it may be wrong, or what left the device."""
+    if reply.unsure:
+        click.secho(f"Not sure of this: {reply.route.reason}.", err=True)
+    sent = sent_text(reply)
+    if sent:
+        click.secho(f"{reply.model} was sent {sent}.", dim=True, err=True)
+
+
+def sent_text(reply: Reply) -> str:
+    """What left the device for it and what it cost; empty where nothing did."""
+    sent, cost = reply.route.sent, reply.route.cost_usd
+    parts = [
+        f"{size:,} bytes of {kind}"
+        for kind, size in (
+            ("text", sent.text_bytes),
+            ("pictures", sent.image_bytes),
+            ("embeddings", sent.embedding_bytes),
+        )
+        if size
+    ]
+    if parts and cost is not None:
+        parts.append(f"at ${cost:.2g}")
+    return ", ".join(parts)

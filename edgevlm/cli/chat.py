@@ -188,7 +188,7 @@ def _open(
 
 
 def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None:
-    from edgevlm.cli.answer import print_answer
+    from edgevlm.cli.answer import print_answer, tell_route
     from edgevlm.cli.background import read
 
     if as_json:
@@ -198,6 +198,7 @@ def _once(session: Session, stream: Stream, as_json: bool, tokens: bool) -> None
         click.echo(json.dumps(reply.to_dict(tokens=tokens), ensure_ascii=False))
     else:
         reply = print_answer(session, stream)
+    tell_route(reply)
     if reply.structured and reply.finish_reason == "length":
         click.echo("The JSON is cut short: allow more with --max-tokens.", err=True)
     if reply.finish_reason == "cancelled":

@@ -12,7 +12,7 @@ import click
 
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.cli import tell
-from edgevlm.cli.answer import print_answer
+from edgevlm.cli.answer import print_answer, sent_text
 from edgevlm.cli.question import read_question
 from edgevlm.errors import EdgeVLMError, UsageError
 from edgevlm.families.base import check_detail
@@ -205,12 +205,19 @@ def _words(line: str) -> list[str]:
 
 def _receipt(reply: Reply) -> str:
     times = reply.timings
-    adapters = "".join(f" · {_typed(a.name, a.scale)}" for a in reply.adapter)
-    stopped = " · stopped" if reply.finish_reason == "cancelled" else ""
-    return (
-        f"[{reply.route.decision}{adapters} · first token {times.ttft_ms:.0f} ms"
-        f" · {times.decode_tps:.0f} tokens/s{stopped}]"
-    )
+    parts = [reply.route.decision, *(_typed(a.name, a.scale) for a in reply.adapter)]
+    if reply.confidence is not None:
+        parts.append(f"confidence {reply.confidence:.0%}")
+    if reply.unsure:
+        parts.append("not sure")
+    parts.append(f"first token {times.ttft_ms:.0f} ms")
+    if times.decode_tps:
+        parts.append(f"{times.decode_tps:.0f} tokens/s")
+    if sent := sent_text(reply):
+        parts.append(f"sent {sent}")
+    if reply.finish_reason == "cancelled":
+        parts.append("stopped")
+    return f"[{' · '.join(parts)}]"
 
 
 def _typed(adapter: str, scale: float) -> str:

@@ -61,6 +61,17 @@ class Policy:
         self._gate = gate or Gate()
         self._stops = stops or {}
 
+    @property
+    def may_escalate(self) -> bool:
+        """Whether an answer from here may yet be taken back for one of the cloud."""
+        return self.route == "auto" and self._cloud is not None
+
+    def would_ask(self, case: Case, confidence: float) -> bool:
+        """Whether the cloud would be asked for a better answer than one as likely right as this."""
+        if not self.may_escalate:
+            return False
+        return self._weigh(case, confidence, "", unsure=True).decision == "cloud"
+
     def before(self, case: Case) -> Verdict:
         """Before anything is computed. `cloud` is final; `local` goes on to `after`.
 
@@ -84,7 +95,7 @@ class Policy:
             return False
         if sum(token.logprob for token in tokens) / len(tokens) >= least:
             return False
-        return self._weigh(case, 0.0, "", unsure=True).decision == "cloud"
+        return self.would_ask(case, 0.0)
 
     def stopped(self, tokens: int) -> Verdict:
         """The verdict on an answer that was `hopeless`."""

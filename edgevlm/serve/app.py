@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.judge import Judge
 from edgevlm.model import Model
 from edgevlm.remote.access import AccessToken
 from edgevlm.serve.completions import Completions
@@ -63,6 +64,7 @@ class Server:
         self.model = model
         self.engine = Engine(
             model,
+            Judge(model.name, model.files.edition, model.quantization, settings),
             parallel=options.parallel,
             contexts=options.contexts,
             queue_size=options.queue_size,

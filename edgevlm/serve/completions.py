@@ -60,10 +60,10 @@ class Completions:
         own = asked.edgevlm
         sampling, schema = sampling_of(asked), schema_of(asked)
         adapters = self.listing.adapters(asked.model, own)
-        prompt = self.reader.prompt(
+        prompt, subject = self.reader.prompt(
             asked.messages, adapters, own.detail or "auto", own.image_tokens
         )
-        return Request(sampling, schema, adapters, _ROUTE, clock=clock), prompt
+        return Request(sampling, schema, adapters, subject, clock=clock), prompt
 
 
 class _Answer:
@@ -147,7 +147,7 @@ class _Answer:
             yield envelope.usage_chunk(usage_of(reply))
 
     def _finished(self) -> Reply:
-        reply = self._answering.reply
+        reply = replace(self._answering.reply, route=_ROUTE)
         self._record.answered(reply, self._job.queue_ms)
         self._route.metrics.answered(reply, self._job.queue_ms)
         return reply

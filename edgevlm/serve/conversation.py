@@ -10,9 +10,11 @@ from edgevlm.adapters.resident import ActiveSet
 from edgevlm.engine.prompt import ImageInput, Prompt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.families.base import Detail, Turn
+from edgevlm.judge import Subject
 from edgevlm.media.embeddings import unpack_embeddings
 from edgevlm.messages import DEFAULT_QUESTION
 from edgevlm.model import Model
+from edgevlm.routing.picture import PictureStats, picture_stats
 from edgevlm.serve.errors import ApiError, api_error
 from edgevlm.serve.pictures import Pictures
 from edgevlm.serve.protocol import ChatMessage, EmbedsPart, ImagePart, ImageUrl, Part, TextPart
@@ -35,21 +37,24 @@ class Reader:
         adapters: ActiveSet,
         detail: Detail = "auto",
         image_tokens: int | None = None,
-    ) -> Prompt:
-        """Raises ApiError naming the message that is wrong."""
+    ) -> tuple[Prompt, Subject]:
+        """And what rates its answer. Raises ApiError naming the message that is wrong."""
         self._check_count(messages)
-        turns = [
-            self._turn(message, f"messages[{index}]", detail, image_tokens)
-            for index, message in enumerate(messages)
-        ]
+        stats: list[PictureStats] = []
+        turns: list[Turn] = []
+        for index, message in enumerate(messages):
+            stats.clear()  # those of the last message are wanted
+            turns.append(self._turn(message, f"messages[{index}]", detail, image_tokens, stats))
         if not any(isinstance(part, (ImageInput, str)) for part in turns[-1].content):
             raise ApiError(400, "The last message is empty. Ask something.", param="messages")
         if turns[0].role != "system" and adapters.system:
             turns.insert(0, Turn("system", (adapters.system,)))
         try:
-            return self.model.family.render(turns)
+            prompt = self.model.family.render(turns)
         except EdgeVLMError as error:
             raise api_error(error, param="messages") from error
+        asked = " ".join(part for part in turns[-1].content if isinstance(part, str))
+        return prompt, Subject(asked, stats[0] if stats else None)
 
     def picture(
         self, url: str, where: str, detail: Detail = "auto", image_tokens: int | None = None
@@ -59,14 +64,19 @@ class Reader:
         return self._prepared(pixels, where, detail, image_tokens)
 
     def _turn(
-        self, message: ChatMessage, where: str, detail: Detail, image_tokens: int | None
+        self,
+        message: ChatMessage,
+        where: str,
+        detail: Detail,
+        image_tokens: int | None,
+        stats: list[PictureStats],
     ) -> Turn:
         role = "system" if message.role == "developer" else message.role
         if not isinstance(message.content, list):
             text = (message.content or "").strip()
             return Turn(role, (text,) if text else ())
         content = [
-            self._part(part, f"{where}.content[{index}]", detail, image_tokens)
+            self._part(part, f"{where}.content[{index}]", detail, image_tokens, stats)
             for index, part in enumerate(message.content)
         ]
         content = [part for part in content if not isinstance(part, str) or part.strip()]
@@ -78,13 +88,19 @@ class Reader:
         return Turn(role, tuple(content))
 
     def _part(
-        self, part: Part, where: str, detail: Detail, image_tokens: int | None
+        self,
+        part: Part,
+        where: str,
+        detail: Detail,
+        image_tokens: int | None,
+        stats: list[PictureStats],
     ) -> str | ImageInput:
         if isinstance(part, TextPart):
             return part.text
         if isinstance(part, EmbedsPart):
             return self._encoded(part, where)
         pixels = self.pictures.load(part, where)
+        stats.append(picture_stats(pixels))
         own = part.image_url if isinstance(part.image_url, ImageUrl) else ImageUrl("")
         return self._prepared(pixels, where, own.detail or detail, own.image_tokens or image_tokens)
 

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from edgevlm.engine.prompt import Prompt
 from edgevlm.errors import RuntimeFailed
+from edgevlm.judge import Judge
 from edgevlm.messages import Reply, Token
 from edgevlm.model import Model
 from edgevlm.serve.errors import ApiError
@@ -54,8 +55,11 @@ class _Active:
 class Engine:
     """`parallel` answers take turns, over `contexts` contexts; `queue_size` more may wait."""
 
-    def __init__(self, model: Model, *, parallel: int, contexts: int, queue_size: int) -> None:
+    def __init__(
+        self, model: Model, judge: Judge, *, parallel: int, contexts: int, queue_size: int
+    ) -> None:
         self.model = model
+        self._judge = judge
         self._parallel = parallel
         self._contexts = max(contexts, parallel)
         self._queue: FairQueue[Job] = FairQueue(queue_size)
@@ -168,7 +172,7 @@ class Engine:
         best = max(self._idle, key=saved.__getitem__, default=None)
         if best is None or saved[best] <= 0:
             if self.contexts < self._contexts:
-                return Slot(self.model)
+                return Slot(self.model, self._judge)
             best = self._idle[0]
         self._idle.remove(best)
         return best

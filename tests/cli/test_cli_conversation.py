@@ -69,7 +69,7 @@ def test_a_video_and_how_finely_to_look(
     )
     with Session(str(smolvlm)) as session:
         converse(session, Session, [], {"max_tokens": 2, "detail": "auto"})
-        parts = [part for turn in session._turns for part in turn.content]
+        parts = [part for spoken in session._spoken for part in spoken.turn().content]
     out, err = capsys.readouterr()
     grids = [part.grid for part in parts if not isinstance(part, str)]
     assert grids == [(0, 0)] * 4  # three frames and the picture
@@ -85,5 +85,5 @@ def test_a_video_on_the_command_line_is_described_first(
     typed()
     with Session(str(smolvlm)) as session:
         converse(session, Session, [], {"max_tokens": 2}, str(clip))
-        assert session._turns[0].content[-1] == "Describe this video."
+        assert session._spoken[0].parts[-1] == "Describe this video."
     assert capsys.readouterr().err.count("first token") == 1
