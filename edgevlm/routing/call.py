@@ -140,7 +140,9 @@ class CloudStream(Iterator[str]):
         self.receipt = Receipt(self._provider.base_url, self._provider.model)
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        self._text.append(piece)
+        return piece
 
     @property
     def text(self) -> str:
@@ -177,6 +179,10 @@ class CloudStream(Iterator[str]):
         last: CloudError | None = None
         while True:
             self._cancel.check()
+            left = self._office.breaker.enter()
+            if left > 0 and last is not None:  # its own failures have opened it
+                raise last
+            self._office.check_rest(left)
             try:
                 return (yield from self._try(request, key, deadline))
             except Rejected as error:
@@ -200,19 +206,16 @@ class CloudStream(Iterator[str]):
         self, request: ChatRequest, key: Key | None, deadline: Deadline
     ) -> Generator[str, None, Finished]:
         office = self._office
-        office.check_rest(office.breaker.enter())
         worst = office.cost(request.worst)
         reservation = office.ledger.reserve(self._provider, worst)
         attempt = Attempt(self._provider, key, request, office.dialect, deadline, self._cancel)
         tokens: Tokens | None = None
         free = False
         try:
-            for piece in (running := _Reading(attempt.run())):
-                self._text.append(piece)
-                yield piece
-            tokens = running.finished.tokens
+            finished = yield from attempt.run()
+            tokens = finished.tokens
             office.breaker.succeeded()
-            return running.finished
+            return finished
         except Rejected as error:
             free = error.status < 500
             (office.breaker.failed if error.status in RETRIED else office.breaker.succeeded)()
@@ -267,26 +270,11 @@ class CloudStream(Iterator[str]):
             return CloudRefused(
                 answered, hint="Check the base URL and the model's name: `edgevlm cloud status`."
             )
-        if status not in RETRIED or "insufficient_quota" in said or "quota" in said:
+        unpaid = "insufficient_quota" in said or ("billing" in said and not pause)
+        if status not in RETRIED or unpaid:
             return CloudRefused(answered, hint="Mend what it names, or use route local.")
         wait = f" It asks to wait {pause:.0f} s." if pause else ""
         return CloudUnavailable(answered, hint=f"Ask again later.{wait}")
-
-
-class _Reading(Iterator[str]):
-    """A generator's items, and behind them what it returns."""
-
-    finished: Finished
-
-    def __init__(self, pieces: Generator[str, None, Finished]) -> None:
-        self._pieces = pieces
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.finished = end.value
-            raise
 
 
 def _sum(one: Sent, other: Sent) -> Sent:

@@ -7,7 +7,7 @@ import pytest
 from cloud_parts import MakeCloud
 from provider_server import ProviderServer, answers, status
 
-from edgevlm.errors import CloudUnavailable
+from edgevlm.errors import CloudRefused, CloudUnavailable
 from edgevlm.messages import Message
 from edgevlm.routing.breaker import FAILURES, FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker
 from edgevlm.routing.request import AnswerOptions
@@ -157,9 +157,28 @@ def test_a_storm_is_left_alone(make_cloud: MakeCloud) -> None:
         assert cloud.ask(QUESTION).text == "A circle."
 
 
-def test_a_rejected_key_does_not_open_it(make_cloud: MakeCloud) -> None:
-    from edgevlm.errors import CloudRefused
+def test_a_storm_in_one_call_is_told_as_it_was(make_cloud: MakeCloud) -> None:
+    with ProviderServer(status(500, "oops")) as server:
+        with pytest.raises(CloudUnavailable, match="oops"):
+            make_cloud(server.url, attempts=2 * FAILURES).ask(QUESTION)
+        assert len(server.requests) == FAILURES
 
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [("insufficient_quota", True), ("Check your plan and billing details.", True),
+     ("You exceeded your quota a minute.", False)],
+)  # fmt: skip
+def test_an_empty_account_is_not_asked_again(
+    make_cloud: MakeCloud, said: str, refused: bool
+) -> None:
+    with ProviderServer(status(429, said)) as server:
+        with pytest.raises(CloudRefused if refused else CloudUnavailable):
+            make_cloud(server.url, attempts=2).ask(QUESTION)
+        assert len(server.requests) == (1 if refused else 2)
+
+
+def test_a_rejected_key_does_not_open_it(make_cloud: MakeCloud) -> None:
     with ProviderServer(status(401)) as server:
         cloud = make_cloud(server.url)
         for _ in range(2 * FAILURES):
