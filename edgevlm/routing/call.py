@@ -31,7 +31,7 @@ from edgevlm.routing.ledger import Ledger, Reservation
 from edgevlm.routing.line import Deadline
 from edgevlm.routing.prices import Tokens, dollars
 from edgevlm.routing.provider import Provider
-from edgevlm.routing.rejected import NoConnection, Rejected
+from edgevlm.routing.rejected import Rejected
 from edgevlm.routing.request import ChatRequest
 from edgevlm.routing.retry import RETRIED, backoff, retry_after
 
@@ -220,8 +220,7 @@ class CloudStream(Iterator[str]):
             free = error.status < 500
             (office.breaker.failed if error.status in RETRIED else office.breaker.succeeded)()
             raise
-        except (CloudUnavailable, CloudAnswerBroken) as error:
-            free = isinstance(error, NoConnection)
+        except (CloudUnavailable, CloudAnswerBroken):
             office.breaker.failed()
             raise
         finally:

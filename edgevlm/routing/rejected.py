@@ -1,10 +1,8 @@
-"""What `wire` raises beside the errors that a user sees."""
+"""What `wire` raises beside the errors that a user sees: `call` makes one of them of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from edgevlm.errors import CloudUnavailable
 
 
 class Rejected(Exception):
@@ -15,7 +13,3 @@ class Rejected(Exception):
         self.status = status
         self.headers = headers
         self.message = message
-
-
-class NoConnection(CloudUnavailable):
-    """Nothing was sent: there was nobody to send it to."""

@@ -25,7 +25,7 @@ from edgevlm.media.describe import shown
 from edgevlm.routing.keys import Key
 from edgevlm.routing.line import Deadline, Line
 from edgevlm.routing.provider import Provider
-from edgevlm.routing.rejected import NoConnection, Rejected
+from edgevlm.routing.rejected import Rejected
 
 _MOST_ERROR_BYTES = 64 * 1024
 _STREAM = "text/event-stream"
@@ -36,7 +36,7 @@ class Wire(httpx.BaseTransport):
     """One request over one connection. `sent` says whether any of its body may have left, and
     `error` is what it raised: some versions of the client put another in its place.
 
-    Raises Rejected, NoConnection, CloudUnavailable, CloudAnswerBroken, Interrupted.
+    Raises Rejected, CloudUnavailable, CloudAnswerBroken, Interrupted.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Wire(httpx.BaseTransport):
                 f"The connection to {called} broke off.", hint="Ask again; check your connection."
             )
         if isinstance(_root(error), ssl.SSLCertVerificationError):
-            return NoConnection(
+            return CloudUnavailable(
                 f"The certificate of {self._provider.host} is not trusted, and nothing was sent.",
                 hint="Check the base URL. SSL_CERT_FILE names the certificates that you trust.",
                 retryable=False,
             )
-        return NoConnection(
+        return CloudUnavailable(
             f"{self._provider.host} can't be reached.",
             hint="Check your connection, and the base URL: `edgevlm cloud status`.",
         )
