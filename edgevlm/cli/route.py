@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevlm.cli.nouns import command, json_option, make_table, print_json, print_table
+from edgevlm.cli.route_log import log
 from edgevlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ data_option = click.option(
 @click.group(epilog=EPILOG)
 def route() -> None:
     """Say how far local answers are trusted, and make that better."""
+
+
+route.add_command(log)
 
 
 @command(route, "status", "", "--json", short="Show which models have a confidence.")

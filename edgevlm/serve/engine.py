@@ -62,7 +62,9 @@ class Engine:
         self._judge = judge
         self._parallel = parallel
         self._contexts = max(contexts, parallel)
-        self._queue: FairQueue[Job] = FairQueue(queue_size)
+        # What is handed to the thread waits a moment too, though it need not wait its turn.
+        self._queue: FairQueue[Job] = FairQueue(queue_size + parallel)
+        self._queue_size = queue_size
         self._active: list[_Active] = []
         self._idle: list[Slot] = []  # the one used last is last
         self._changed = threading.Condition()
@@ -93,7 +95,7 @@ class Engine:
         with self._changed:
             if not self.ready:
                 raise ApiError(503, "The server is ending. Start it again.", retry_after=5)
-            if self._queue.full:
+            if self.queued + self.active >= self._queue_size + self._parallel:
                 raise ApiError(
                     429,
                     "Too many requests are waiting. Try again later.",

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgevlm.messages import Reply
 from edgevlm.serve.errors import ApiError
+from edgevlm.serve.guard import OPEN
 from edgevlm.serve.protocol import ChatRequest, TextPart
 
 _log = logging.getLogger("edgevlm.serve")
@@ -49,7 +50,10 @@ class Record:
     def write(self) -> None:
         took = (time.perf_counter() - self._began) * 1000
         fields = {"status": self.status, **self._fields, "ms": round(took, 1)}
-        _log.info("request", extra={"fields": fields})
+        # Who asks whether it is there asks all the time.
+        asked_for_health = fields["path"] in OPEN and self.status == 200
+        level = logging.DEBUG if asked_for_health else logging.INFO
+        _log.log(level, "request", extra={"fields": fields})
 
 
 class Lines(logging.Formatter):

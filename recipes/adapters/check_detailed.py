@@ -33,7 +33,7 @@ from so_far import until_stopped, write_answers
 from tasks import held_out_cutouts, seeded
 from weights import REPOSITORY
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 
 PACK = REPOSITORY / "adapters" / "detailed"
 MAX_TOKENS = 256
@@ -197,7 +197,9 @@ def main() -> None:
     # Always of everything that is packed, or the same seed would draw other pictures.
     scenes = Scenes(held_out=True, cutouts=held_out_cutouts(), photos=load_photographs())
     asked = list(draw(scenes, options.count, options.others))
-    with Session("edgevlm-tiny", runtime=options.runtime, route="local") as session:
+    with Session(
+        "edgevlm-tiny", runtime=options.runtime, route="local", settings=load_settings(cache="off")
+    ) as session:
         said = until_stopped(answers(session, asked, options.pack))
     if options.json:
         write_answers(options.json, said)

@@ -47,7 +47,7 @@ from medical_talk import (
 from medical_terms import Term
 from weights import REPOSITORY
 
-from edgevlm import Reply, Session
+from edgevlm import Reply, Session, load_settings
 
 TERMS, CAPTIONS, REFUSALS = 150, (100, 300), 40
 MAX_TOKENS = 64
@@ -222,7 +222,12 @@ def main() -> None:
     chosen = terms[:count]
     ill = [term for term in terms if term.kind == "condition"][: min(count, REFUSALS)]
     pictures = [min(n, arguments.count or n) for n in CAPTIONS]
-    with Session(model="edgevlm-tiny", runtime=arguments.runtime, route="local") as session:
+    with Session(
+        model="edgevlm-tiny",
+        runtime=arguments.runtime,
+        route="local",
+        settings=load_settings(cache="off"),
+    ) as session:
         loaded = session.model.adapter(arguments.adapter)
         base, adapter = Scorer(session.model), Scorer(session.model, loaded)
         rows = [*perplexities(chosen, base, adapter), *choices(chosen, terms, base, adapter)]

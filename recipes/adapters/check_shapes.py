@@ -31,7 +31,7 @@ from shapes_data import SHAPES, Asked, Kind, fetch, read_picture, read_questions
 from so_far import until_stopped, write_answers
 from weights import REPOSITORY
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 
 RUNTIMES = ("onnx", "onnx+llamacpp", "onnx+mlx")
 PACK = REPOSITORY / "adapters" / "shapes"
@@ -87,7 +87,7 @@ def answers(
     runtime: str, archive: zipfile.ZipFile, drawn: dict[int, list[Asked]], whom: Asking
 ) -> Iterator[Answer]:
     """A picture is encoded once, for its questions to all of `whom`."""
-    with Session("edgevlm-tiny", runtime=runtime) as session:
+    with Session("edgevlm-tiny", runtime=runtime, settings=load_settings(cache="off")) as session:
         for picture in track(drawn, runtime, console=Console(stderr=True)):
             png = read_picture(archive, "test", picture)
             for by, adapter in whom.items():

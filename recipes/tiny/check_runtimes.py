@@ -23,7 +23,7 @@ from rich.progress import track
 from tasks import Pixels
 from weights import CACHE, DECODER
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 from edgevlm.models import tiny, tiny_llamacpp, tiny_mlx
 
 ASSEMBLERS: dict[str, Callable[[Path, Path], None]] = {
@@ -60,7 +60,9 @@ def pictures(count: int) -> list[Pixels | Path]:
 def answers(runtime: str, images: Sequence[Pixels | Path]) -> list[Answer]:
     """Each question in a conversation of its own."""
     said = []
-    with Session(str(assemble(runtime)), runtime=runtime) as session:
+    with Session(
+        str(assemble(runtime)), runtime=runtime, settings=load_settings(cache="off")
+    ) as session:
         for image in track(images, runtime, console=Console(stderr=True)):
             for question in QUESTIONS:
                 session.reset()

@@ -34,14 +34,14 @@ from rich.progress import Progress
 from tasks import Item, together
 from weights import REPOSITORY
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 
 MAX_TOKENS = 48
 # Asked about by a process of its own, for its memory.
 EXAMPLE = REPOSITORY / "examples" / "photo.jpg"
 ALONE = """
 import sys
-from edgevlm import Session
+from edgevlm import Session, load_settings
 model, runtime, picture = sys.argv[1:]
 with Session(model=model, runtime=runtime or None) as session:
     print(session.ask("Describe this image.", images=[picture]).peak_rss_bytes)
@@ -237,7 +237,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write every answer")
     arguments = parser.parse_args()
     resident = memory(arguments.model, arguments.runtime)
-    with Session(model=arguments.model, runtime=arguments.runtime) as session:
+    with Session(
+        model=arguments.model, runtime=arguments.runtime, settings=load_settings(cache="off")
+    ) as session:
         evaluation = Evaluation(session)
         try:
             evaluation.run([BY_NAME[name] for name in arguments.task], arguments.count)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from random_models import random_256m
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 from edgevlm.messages import Timings
 
 PHASES = ("vision", "prefill", "decode")
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         name = arguments.model or str(random_256m(Path(folder), arguments.runtime))
-        with Session(name, arguments.runtime) as session:
+        with Session(name, arguments.runtime, settings=load_settings(cache="off")) as session:
             whole = session.ask(QUESTION, images=[_picture(0)], max_tokens=arguments.tokens)
             print(
                 f"{arguments.runtime}: vision {whole.timings.vision_ms:.0f} ms,"

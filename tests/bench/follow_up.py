@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from random_models import random_256m
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 
 FIRST = "What is in this picture?"
 SECOND = "And what colour is it?"
@@ -33,7 +33,7 @@ def main() -> None:
         name = arguments.model
         if arguments.random_256m:
             name = str(random_256m(Path(folder), arguments.runtime or "onnx"))
-        with Session(name, arguments.runtime) as session:
+        with Session(name, arguments.runtime, settings=load_settings(cache="off")) as session:
             rounds = [_round(session, arguments.image, n) for n in range(arguments.rounds)]
     first, second = (statistics.median(times) for times in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)

@@ -14,7 +14,7 @@ import httpx
 from serve_load import SYSTEM, Said, Talk, client_of, hold, picture, picture_url
 from serving import TOKEN, Running, running
 
-from edgevlm import Session, load_model
+from edgevlm import Session, load_model, load_settings
 
 QUESTION = "What is in this picture?"
 CONTEXTS = 8  # what a server keeps, unless told otherwise
@@ -27,7 +27,7 @@ def one(options: argparse.Namespace, runtime: str) -> Iterator[dict[str, Any]]:
         with (
             running(model) as server,
             client_of(server.url) as client,
-            Session(model, system=SYSTEM) as session,
+            Session(model, system=SYSTEM, settings=load_settings(cache="off")) as session,
         ):
 
             def by_http(number: int, tokens: int = options.tokens) -> Said:

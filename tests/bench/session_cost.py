@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgevlm import Session
+from edgevlm import Session, load_settings
 
 SIZE = (640, 480)
 QUESTION = "Describe this image."
@@ -47,7 +47,9 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     first, speed, memory = [], [], []
-    with Session(arguments.model, arguments.runtime) as session:
+    with Session(
+        arguments.model, arguments.runtime, settings=load_settings(cache="off")
+    ) as session:
         for number in range(arguments.pictures):
             session.reset()
             reply = session.ask(QUESTION, images=[_picture(arguments.image, number)])

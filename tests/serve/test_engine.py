@@ -227,3 +227,8 @@ def test_a_server_that_stops_ends_its_engine(model: Model) -> None:
     assert server.server.engine.contexts == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/healthz")
+
+
+def test_where_nobody_may_wait_one_that_is_free_still_answers(model: Model) -> None:
+    with running(model, parallel=1, queue_size=0) as server:
+        assert server.chat("One?").status_code == server.chat("Another?").status_code == 200
