@@ -50,9 +50,11 @@ def peer(options: argparse.Namespace, runtime: str) -> Iterator[dict[str, Any]]:
     """Where our decoder is on llama.cpp."""
     if not runtime.endswith("llamacpp"):
         return
-    decoder = Store(load_settings()).resolve(options.model, runtime=runtime).roles["decoder"]
+    settings = load_settings()
+    decoder = Store(settings).resolve(options.model, runtime=runtime).roles["decoder"]
+    threads = settings.threads or compute_threads()
     with (
-        llamacpp_server(decoder, compute_threads()) as theirs,
+        llamacpp_server(decoder, threads) as theirs,
         ours(options.model, runtime, endless=True) as our,
     ):
         [name, *_] = names_of(our)
