@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "edgevlm-tiny"
 DEFAULT = "smolvlm2-500m"
+AUTO = "auto"
 _NONE: Adapters = {}
 
 _log = logging.getLogger("edgevlm")
@@ -207,7 +208,7 @@ def _either(
     name = name or settings.model
     runtime = runtime or settings.runtime
     notice = notice or _log.warning
-    if name != "auto":
+    if name != AUTO:
         return _load(name, runtime, settings, progress, notice, load)
     try:
         return _load(DEFAULT, runtime, settings, progress, notice, load)

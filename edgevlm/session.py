@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgevlm.adapters.base import model_for
 from edgevlm.adapters.choice import AdapterChoice, Name, Wanted, read_choice
 from edgevlm.adapters.resident import ActiveSet
 from edgevlm.adapters.store import AdapterStore
@@ -22,7 +23,7 @@ from edgevlm.families.video import Content, watch
 from edgevlm.judge import Subject
 from edgevlm.media import MediaLimits, load_image, open_video
 from edgevlm.messages import Reply, Token
-from edgevlm.model import Model, Notice, load_model
+from edgevlm.model import AUTO, Model, Notice, load_model
 from edgevlm.question import Question
 from edgevlm.remote.model import RemoteModel, connect
 from edgevlm.router import Direct, Router, policy_of
@@ -55,7 +56,8 @@ class Session:
     """A conversation with one model on this device.
 
     `model` is a catalog name, a hub id, a folder, `"auto"`, or a `Model` that other
-    sessions share. `adapter` is what `use_adapters` takes. With `server`, the URL of a running
+    sessions share. `adapter` is what `use_adapters` takes; `"auto"` is a model that it was made
+    for, where it says so. With `server`, the URL of a running
     `edgevlm serve`, its model answers and nothing is loaded here, or with route `split` the half
     of it that sees: pictures are encoded here, and their embeddings are sent. Loading happens
     here, so that the first question is fast. Questions of one session come from one thread at
@@ -102,8 +104,10 @@ class Session:
                 notice=notice,
             )
         else:
-            for name in wanted:  # a name that nobody knows costs no download of a model
-                AdapterStore(self.settings).resolve(name)
+            # Before any download, which a name that nobody knows must not cost.
+            found = [AdapterStore(self.settings).resolve(name) for name in wanted]
+            if (model or self.settings.model) == AUTO:
+                model = model_for(adapter.manifest.bases for adapter in found) or AUTO
             self.model = load_model(
                 model, runtime=runtime, settings=self.settings, progress=progress, notice=notice
             )

@@ -59,6 +59,17 @@ def describe_base(files: ModelFiles) -> Base:
     return Base(files.name, decoder, tokenizer_digest(files), files.edition)
 
 
+def model_for(adapters: Iterable[Sequence[DeclaredBase]]) -> str | None:
+    """The model of the catalog that each of these says it was made for, by its bases.
+
+    None where no such one is left, or they say nothing.
+    """
+    entries = load_catalog().entries
+    names = [[base.name for base in bases if base.name in entries] for bases in adapters if bases]
+    common = [name for name in names[0] if all(name in other for other in names)] if names else []
+    return common[0] if common else None
+
+
 def check_fits(lora: Lora, bases: Sequence[DeclaredBase], base: Base) -> None:
     """Raise AdapterMismatch, naming both sides, unless `lora` can be an adapter of `base`.
 

@@ -12,7 +12,7 @@ from gguf_factory import make_gguf
 from lora_factory import TINY, random_lora, write_peft
 from smolvlm_factory import Dims, make_processor_files
 
-from edgevlm.adapters.base import Base, check_fits, describe_base
+from edgevlm.adapters.base import Base, check_fits, describe_base, model_for
 from edgevlm.adapters.manifest import DeclaredBase
 from edgevlm.adapters.peft import read_peft
 from edgevlm.devices.shape import DecoderShape
@@ -123,3 +123,19 @@ def test_weights_that_changed_under_one_name_are_another_base() -> None:
 def test_what_the_factory_writes_fits_the_model_it_is_for(tmp_path: Path) -> None:
     folder = make_processor_files(tmp_path / "model")
     check_fits(read_peft(write_peft(tmp_path / "peft", folder), name="x"), [], base_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("bases", "model"),
+    [
+        ([], None),
+        ([[]], None),
+        ([["edgevlm-tiny"]], "edgevlm-tiny"),
+        ([["edgevlm-tiny"], []], "edgevlm-tiny"),
+        ([["owner/repo", "smolvlm-256m", "edgevlm-tiny"], ["edgevlm-tiny"]], "edgevlm-tiny"),
+        ([["edgevlm-tiny"], ["smolvlm-256m"]], None),
+        ([["owner/repo"]], None),
+    ],
+)
+def test_the_model_that_adapters_were_made_for(bases: list[list[str]], model: str | None) -> None:
+    assert model_for([DeclaredBase(name) for name in names] for names in bases) == model

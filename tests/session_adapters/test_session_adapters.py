@@ -8,18 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from session_parts import NEXT, NOTICE, QUESTION, SYSTEM, afresh, ask, picture, same
+from lora_factory import write_peft
+from session_parts import NEXT, NOTICE, QUESTION, SYSTEM, afresh, ask, describe, picture, same
 
 from edgevlm import AsyncSession, Model, Session, load_settings
+from edgevlm import session as session_module
+from edgevlm.adapters.manifest import DeclaredBase
 from edgevlm.adapters.store import AdapterStore
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Embeddings
 from edgevlm.engine.prefix import PrefixContext
 from edgevlm.engine.prompt import ImageInput
-from edgevlm.errors import (
-    UsageError,
-)
+from edgevlm.errors import DoesNotFit, UsageError
 from edgevlm.messages import ActiveAdapter, Reply
+from edgevlm.model import AUTO, BUILT_IN
 
 
 def test_an_adapter_changes_the_answer_and_is_told(session: Session, packs: Path) -> None:
@@ -235,3 +237,26 @@ def test_async_has_all_of_it(model: Model, packs: Path) -> None:
         assert same(reply, other)
         assert (reply.adapter, reply.notices) == (other.adapter, other.notices)
     assert expected[-1].notices == (NOTICE,)
+
+
+def test_an_adapter_brings_its_model_where_none_is_asked_for(
+    packs: Path, smolvlm_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+
+    def noted(name: str, **options: object) -> Model:
+        names.append(name)
+        raise DoesNotFit("Not here.", hint="None.")
+
+    monkeypatch.setattr(session_module, "load_model", noted)
+    made_for_tiny = write_peft(tmp_path / "mine", smolvlm_source)
+    describe(made_for_tiny, bases=(DeclaredBase(BUILT_IN),))
+    for model, adapter in (
+        (None, made_for_tiny),
+        (None, [packs / "one", made_for_tiny]),
+        (None, packs / "one"),
+        ("smolvlm-256m", made_for_tiny),
+    ):
+        with pytest.raises(DoesNotFit):
+            Session(model, adapter=adapter)
+    assert names == [BUILT_IN, AUTO, AUTO, "smolvlm-256m"]
