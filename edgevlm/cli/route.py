@@ -79,7 +79,7 @@ def status(as_json: bool) -> None:
             origin,
             str(row["data"]["answers"]),
             "-" if auroc is None else f"{auroc:.3f}",
-            _certified(calibration.certificate),
+            _certified(calibration.whole.certificate),
         )
     print_table(table)
 
@@ -123,7 +123,7 @@ def calibrate(data: Path, risk: float, certainty: float, refit: bool, as_json: b
     if as_json:
         print_json(_outcome_json(calibration, outcome))
     elif not refused:
-        click.echo(f"{calibration.subject.described}: {_certified(calibration.certificate)}.")
+        click.echo(f"{calibration.subject.described}: {_certified(calibration.whole.certificate)}.")
     if isinstance(outcome, Refusal):
         raise UsageError(
             f"No certificate: {outcome.reason}",
@@ -208,7 +208,7 @@ def _calibration_json(calibration: Calibration, origin: str) -> dict[str, Any]:
         "origin": origin,
         "version": calibration.version,
         "data": calibration.data.to_dict(),
-        "certificates": [_certificate_json(c) for c in calibration.certificates],
+        "certificates": [_certificate_json(c) for c in calibration.whole.certificates],
         "figures": dict(calibration.figures),
     }
 

@@ -107,7 +107,8 @@ def _token(token: Mapping[str, Any]) -> Token:
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """n answers as arrays: `features` [n, d], those of the first tokens by their number (rows of
-    answers that are shorter are not in `longer`), `baselines` [n] each, `right` [n]."""
+    answers that are shorter are not in `longer`), `baselines` [n] each, `right` [n]; `pooled`
+    [n, PROBED] where somebody kept logits."""
 
     features: Floats
     prefixes: Mapping[int, Floats]
@@ -117,6 +118,7 @@ class Table:
     pictures: tuple[str, ...]
     tasks: tuple[str, ...]
     strong: Bools | None = None
+    pooled: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.right)
@@ -136,6 +138,7 @@ class Table:
             tuple(self.pictures[i] for i in rows),
             tuple(self.tasks[i] for i in rows),
             None if self.strong is None else self.strong[rows],
+            None if self.pooled is None else self.pooled[rows],
         )
 
 

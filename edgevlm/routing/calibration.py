@@ -18,6 +18,7 @@ from edgevlm.messages import ActiveAdapter
 from edgevlm.routing.arrays import Floats
 from edgevlm.routing.certificate import Certificate
 from edgevlm.routing.features import NAMES
+from edgevlm.routing.probe import PROBED
 from edgevlm.routing.regression import Isotonic, Logistic
 
 FORMAT = 1
@@ -81,19 +82,31 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A score of features, and what it means."""
+    """A score of numbers about an answer, and what it means. `certificates` are for the score;
+    the first is the one in force."""
 
     score: Logistic
     probability: Isotonic
+    certificates: tuple[Certificate, ...] = ()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.certificates[0] if self.certificates else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.score.to_dict(), **self.probability.to_dict()}
+        return {
+            **self.score.to_dict(),
+            **self.probability.to_dict(),
+            "certificates": [c.to_dict() for c in self.certificates],
+        }
 
     @classmethod
-    def of_dict(cls, values: Mapping[str, Any]) -> Scale:
-        scale = cls(Logistic.of_dict(values), Isotonic.of_dict(values))
-        if len(scale.score.weights) != len(NAMES):
-            raise ValueError(f"{len(scale.score.weights)} weights for {len(NAMES)} features")
+    def of_dict(cls, values: Mapping[str, Any], numbers: int = len(NAMES)) -> Scale:
+        """Raises ValueError also where it is not of so many numbers."""
+        certificates = tuple(Certificate.of_dict(c) for c in values["certificates"])
+        scale = cls(Logistic.of_dict(values), Isotonic.of_dict(values), certificates)
+        if len(scale.score.weights) != numbers:
+            raise ValueError(f"{len(scale.score.weights)} weights for {numbers} numbers")
         return scale
 
 
@@ -118,30 +131,22 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`prefixes` judge an answer by its first tokens, `baselines` are the maps of single figures
-    (`features.BASELINES`). `stops` are mean logprobs of the first tokens, by their number, below
-    which an answer is hopeless. `certificates` are for `whole.score`; the first is in force.
-    `figures` tell how good it is, on answers that it was not made from.
+    """`whole` judges by the features, `probed` by these and an answer's pooled logits (`probe`),
+    where that was calibrated. `prefixes` judge an answer by its first tokens, `baselines` are the
+    maps of single figures (`features.BASELINES`). `stops` are mean logprobs of the first tokens,
+    by their number, below which an answer is hopeless. `figures` tell how good it is, on answers
+    that it was not made from.
     """
 
     subject: Subject
     version: str
     whole: Scale
     data: Data
+    probed: Scale | None = None
     prefixes: Mapping[int, Scale] = field(default_factory=dict)
     baselines: Mapping[str, Isotonic] = field(default_factory=dict)
     stops: Mapping[int, float] = field(default_factory=dict)
-    certificates: tuple[Certificate, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def certificate(self) -> Certificate | None:
-        return self.certificates[0] if self.certificates else None
-
-    def prefix(self, tokens: int) -> Scale | None:
-        """What judges an answer of which so many tokens have come; None before the first."""
-        lengths = [length for length in self.prefixes if length <= tokens]
-        return self.prefixes[max(lengths)] if lengths else None
 
     def to_json(self) -> str:
         """One object, a line for each part of it."""
@@ -152,7 +157,7 @@ class Calibration:
             "data": self.data.to_dict(),
             "features": list(NAMES),
             "whole": self.whole.to_dict(),
-            "certificates": [c.to_dict() for c in self.certificates],
+            "probed": None if self.probed is None else self.probed.to_dict(),
             "figures": dict(self.figures),
             "baselines": {name: m.to_dict() for name, m in self.baselines.items()},
             "stops": {str(n): round(limit, 5) for n, limit in self.stops.items()},
@@ -174,12 +179,16 @@ class Calibration:
             version=str(values["version"]),
             whole=Scale.of_dict(values["whole"]),
             data=Data.of_dict(values["data"]),
+            probed=_probed_of(values["probed"]),
             prefixes={int(n): Scale.of_dict(scale) for n, scale in values["prefixes"].items()},
             baselines={str(n): Isotonic.of_dict(m) for n, m in values["baselines"].items()},
             stops={int(n): float(limit) for n, limit in values["stops"].items()},
-            certificates=tuple(Certificate.of_dict(c) for c in values["certificates"]),
             figures={str(n): float(figure) for n, figure in values["figures"].items()},
         )
+
+
+def _probed_of(values: Mapping[str, Any] | None) -> Scale | None:
+    return None if values is None else Scale.of_dict(values, len(NAMES) + PROBED)
 
 
 def digest_of(features: Floats, right: Floats) -> str:

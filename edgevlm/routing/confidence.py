@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgevlm.messages import ActiveAdapter, Token
 from edgevlm.routing.arrays import Floats
 from edgevlm.routing.calibration import Calibration, Scale, Subject
 from edgevlm.routing.certificate import Certificate
 from edgevlm.routing.features import Asked, features_of
+from edgevlm.routing.probe import LogitPool
 from edgevlm.routing.shelf import Shelf
 from edgevlm.settings import Settings, load_settings
 
@@ -60,34 +63,36 @@ class Confidence:
 
     @property
     def certificate(self) -> Certificate | None:
-        """The guarantee in force, if there is one."""
-        return self.calibration.certificate
+        """The guarantee in force for answers whose logits were pooled, or else for the others;
+        None where there is none."""
+        return (self.calibration.probed or self.calibration.whole).certificate
 
-    def judge(self, tokens: Sequence[Token], asked: Asked) -> Judgement:
-        """Judge a whole answer."""
-        return self._judged(self.calibration.whole, features_of(tokens, asked))
+    def judge(
+        self, tokens: Sequence[Token], asked: Asked, pool: LogitPool | None = None
+    ) -> Judgement:
+        """Judge a whole answer; better with the `pool` of the logits that it was chosen from."""
+        features, probed = features_of(tokens, asked), self.calibration.probed
+        if pool is not None and probed is not None and pool.steps:
+            return _judged(probed, np.concatenate([features, pool.mean]))
+        return _judged(self.calibration.whole, features)
 
     def judge_so_far(self, tokens: Sequence[Token], asked: Asked) -> Judgement | None:
         """Judge an answer that is still coming by its first tokens, with the calibration for as
         many; None before the first. No certificate is for it: `unsure` is below EVEN."""
-        scale = self.calibration.prefix(len(tokens))
-        if scale is None:
+        length = max((n for n in self.calibration.prefixes if n <= len(tokens)), default=0)
+        if not length:
             return None
-        length = max(n for n in self.calibration.prefixes if n <= len(tokens))
-        score, probability = _read(scale, features_of(tokens[:length], asked))
-        return Judgement(probability, score, probability < EVEN)
+        scale = self.calibration.prefixes[length]
+        return _judged(scale, features_of(tokens[:length], asked))
 
-    def score(self, tokens: Sequence[Token], asked: Asked) -> float:
+    def score(self, tokens: Sequence[Token], asked: Asked, pool: LogitPool | None = None) -> float:
         """The calibrated probability of being right, of a whole answer."""
-        return self.judge(tokens, asked).confidence
-
-    def _judged(self, scale: Scale, features: Floats) -> Judgement:
-        score, probability = _read(scale, features)
-        certificate = self.certificate
-        unsure = probability < EVEN if certificate is None else score < certificate.threshold
-        return Judgement(probability, score, unsure)
+        return self.judge(tokens, asked, pool).confidence
 
 
-def _read(scale: Scale, features: Floats) -> tuple[float, float]:
-    score = scale.score(features)
-    return float(score), float(scale.probability(score))
+def _judged(scale: Scale, numbers: Floats) -> Judgement:
+    score = float(scale.score(numbers))
+    probability = float(scale.probability(np.array(score)))
+    certificate = scale.certificate
+    unsure = probability < EVEN if certificate is None else score < certificate.threshold
+    return Judgement(probability, score, unsure)

@@ -17,7 +17,8 @@ SIDE, MARGIN, TITLE = 420, 56, 34  # pixels of a diagram's square, around it, ab
 TICKS = 5
 _INK, _GRID, _PAPER = "#222222", "#dddddd", "#ffffff"
 _COLOURS = {
-    "confidence": "#c0392b", "mean logprob": "#2471a3", "entropy": "#7d3c98",
+    "confidence": "#c0392b", "with the probe": "#e67e22", "mean logprob": "#2471a3",
+    "entropy": "#7d3c98",
     "margin": "#b7950b", "question length": "#839192", "random": "#aaaaaa", "oracle": "#1e8449",
 }  # fmt: skip
 
@@ -76,8 +77,10 @@ def _risk(evaluation: Evaluation) -> Diagram:
 def _reliability(evaluation: Evaluation) -> Diagram:
     ends = np.array([0.0, 1.0])
     lines = [Line("", ends, ends)]
-    for method in evaluation.methods[:2]:
-        if method.confidence is not None:
+    for method in evaluation.methods:
+        if method.name in ("confidence", "with the probe", "mean logprob") and (
+            method.confidence is not None
+        ):
             told, found, _ = reliability(method.confidence, evaluation.table.right)
             lines.append(Line(method.name, told, found, dots=True))
     return Diagram("Reliability, 15 bins of equal mass", "confidence", "share right", lines)

@@ -26,7 +26,7 @@ from edgevlm.routing.curves import (
     risk_coverage,
 )
 
-CONFIDENCE = "confidence"
+CONFIDENCE, PROBED = "confidence", "with the probe"
 SENT = 0.25  # of the answers to the stronger model
 RISK = 0.05
 # A task of fewer answers, or of fewer right or wrong ones, tells nothing of calibration.
@@ -51,7 +51,7 @@ class Evaluation:
     methods: tuple[Method, ...]
     strong: Bools
     figures: Mapping[str, Mapping[str, Any]]
-    tasks: Mapping[str, Mapping[str, Any]]
+    tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     def cost_quality(self, method: Method) -> CostQuality:
         return cost_quality(method.scores, self.table.right, self.strong)
@@ -82,7 +82,7 @@ class Evaluation:
             "right": float(right.mean()),
             "strong_right": float(self.strong.mean()),
             "methods": {name: dict(figures) for name, figures in self.figures.items()},
-            "tasks": {name: dict(figures) for name, figures in self.tasks.items()},
+            "tasks": {name: dict(tasks) for name, tasks in self.tasks.items()},
             "curves": curves,
         }
 
@@ -92,6 +92,9 @@ def evaluate(calibration: Calibration, table: Table, *, draws: int = 300) -> Eva
     behind each 95% interval."""
     scores = calibration.whole.score(table.features)
     methods = [Method(CONFIDENCE, scores, calibration.whole.probability(scores))]
+    if calibration.probed is not None and table.pooled is not None:
+        scores = calibration.probed.score(np.hstack([table.features, table.pooled]))
+        methods.append(Method(PROBED, scores, calibration.probed.probability(scores)))
     methods += [
         Method(name, values, calibration.baselines[name](values))
         for name, values in table.baselines.items()
@@ -105,7 +108,7 @@ def evaluate(calibration: Calibration, table: Table, *, draws: int = 300) -> Eva
         tuple(methods),
         strong,
         {method.name: _figures(method, table, strong, draws) for method in methods},
-        _by_task(methods[0], table),
+        {m.name: _by_task(m, table) for m in methods if m.name in (CONFIDENCE, PROBED)},
     )
 
 

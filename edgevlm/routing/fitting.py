@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from edgevlm.routing.certificate import (
     order_thresholds,
 )
 from edgevlm.routing.features import NAMES
+from edgevlm.routing.probe import fit_probed
 from edgevlm.routing.regression import Isotonic, Logistic, fit_logistic
 
 # Shares of the pictures that fit, calibrate and test.
@@ -63,6 +65,7 @@ def calibrate(
             len(fitting),
             len(calibrating),
         ),
+        _probed(fitting, calibrating),
         _prefixes(fitting, calibrating),
         {
             name: Isotonic.fit(values, calibrating.right)
@@ -88,14 +91,11 @@ def ask_certificate(
 ) -> Certificate | Refusal:
     """Thresholds in an order that `ordering` sets, which may have fitted the score, tested on
     `testing`, which may not."""
-    thresholds = order_thresholds(
-        score(ordering.features),
-        ordering.right,
-        risk=risk,
-        share=len(testing) / len(ordering),
-    )
+    of_ordering, of_testing = (score(_numbers(score, t)) for t in (ordering, testing))
+    share = len(testing) / len(ordering)
+    thresholds = order_thresholds(of_ordering, ordering.right, risk=risk, share=share)
     return certify(
-        score(testing.features),
+        of_testing,
         testing.right,
         testing.pictures,
         thresholds.tolist(),
@@ -112,11 +112,37 @@ def with_certificate(
     risk: float,
     delta: float = DELTA,
 ) -> tuple[Calibration, Certificate | Refusal]:
-    """What `ask_certificate` gives becomes the first of the calibration's, if it is one."""
-    outcome = ask_certificate(calibration.whole.score, ordering, testing, risk=risk, delta=delta)
+    """What `ask_certificate` gives for the features comes into force, if it is a certificate, and
+    another for the probe, where the logits are there."""
+    asked = partial(ask_certificate, ordering=ordering, testing=testing, risk=risk, delta=delta)
+    outcome = asked(calibration.whole.score)
+    changed = replace(calibration, whole=_certified(calibration.whole, outcome))
+    if calibration.probed is not None and testing.pooled is not None:
+        probed = _certified(calibration.probed, asked(calibration.probed.score))
+        changed = replace(changed, probed=probed)
+    return changed, outcome
+
+
+def _certified(scale: Scale, outcome: Certificate | Refusal) -> Scale:
     if isinstance(outcome, Refusal):
-        return calibration, outcome
-    return replace(calibration, certificates=(outcome, *calibration.certificates)), outcome
+        return scale
+    return replace(scale, certificates=(outcome, *scale.certificates))
+
+
+def _numbers(score: Logistic, table: Table) -> Floats:
+    """What the score is of: the features, or these and the pooled logits."""
+    if len(score.weights) == table.features.shape[1]:
+        return table.features
+    assert table.pooled is not None
+    return np.hstack([table.features, table.pooled])
+
+
+def _probed(fitting: Table, calibrating: Table) -> Scale | None:
+    if fitting.pooled is None:
+        return None
+    score = fit_probed(fitting.features, fitting.pooled, fitting.right, fitting.pictures)
+    scores = score(_numbers(score, calibrating))
+    return Scale(score, Isotonic.fit(scores, calibrating.right))
 
 
 def _prefixes(fitting: Table, calibrating: Table) -> dict[int, Scale]:

@@ -30,8 +30,9 @@ def recalibrate(
     first, second = (table.part(rows) for rows in split(table.pictures, _shares(known)))
     if known is None:
         known = calibrate(subject, first, second, version=_version(table), digest=table.digest)
-    # What was certified on other answers is no guarantee for these.
-    return with_certificate(replace(known, certificates=()), first, second, risk=risk, delta=delta)
+    # What was shown on other answers is no guarantee for these, and of these no logits are known.
+    bare = replace(known, whole=replace(known.whole, certificates=()), probed=None)
+    return with_certificate(bare, first, second, risk=risk, delta=delta)
 
 
 def _shares(known: Calibration | None) -> tuple[float, float]:

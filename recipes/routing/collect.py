@@ -7,7 +7,7 @@
 `answers.jsonl` has a line an answer: question, verdict, and each token with the five likeliest.
 Beside it lie, in the order of its lines, the grey copies of the pictures (`grey.u8`) and, for
 every token, some logits of the step that it was chosen in (`logits.f16`, see
-edgevlm/routing/hidden.py), so that features can change without asking again. Stopped, it goes
+edgevlm/routing/probe.py), so that features can change without asking again. Stopped, it goes
 on where it was; the pictures are drawn anew, which is quick.
 """
 
@@ -33,16 +33,11 @@ from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.contract import Context, LanguageModel, Logits, Part
 from edgevlm.media import load_image
 from edgevlm.routing.picture import grey_copy
+from edgevlm.routing.probe import PROBED, probed_ids
 
 FOLDER = REPOSITORY / "build" / "routing"
 MAX_TOKENS = 48
 TOP = 5
-PROBED = 1024
-
-
-def probed_ids(n_vocab: int) -> NDArray[np.int64]:
-    """The vocabulary's rows whose logits are kept."""
-    return np.linspace(0, n_vocab - 1, PROBED).astype(np.int64)
 
 
 class Watched:

@@ -11,11 +11,12 @@ from statistics import median, quantiles
 
 import numpy as np
 
-from edgevlm.messages import Token, TopToken
+from edgevlm.messages import Token
 from edgevlm.routing.calibration import Calibration
 from edgevlm.routing.confidence import Confidence
-from edgevlm.routing.features import TOP_LOGPROBS, Asked
+from edgevlm.routing.features import Asked
 from edgevlm.routing.picture import picture_stats
+from edgevlm.routing.probe import LogitPool
 from edgevlm.routing.shelf import SHIPPED, read_calibration
 
 ROUNDS = 500
@@ -33,12 +34,7 @@ def milliseconds(call: Callable[[], object]) -> list[float]:
 
 
 def answer(length: int, rng: np.random.Generator) -> list[Token]:
-    def token() -> Token:
-        logprobs = np.log(rng.dirichlet(np.geomspace(10, 0.1, TOP_LOGPROBS + 1)))
-        top = tuple(TopToken(i, "word", float(p)) for i, p in enumerate(logprobs[:-1]))
-        return Token(0, " word", float(logprobs[0]), top)
-
-    return [token() for _ in range(length)]
+    return [Token(0, " word", -float(rng.exponential(0.1))) for _ in range(length)]
 
 
 def shipped() -> Calibration:
@@ -57,10 +53,14 @@ def main() -> None:
         tokens = answer(length, rng)
         taken = milliseconds(lambda t=tokens: confidence.judge(t, asked))
         told(f"an answer of {length} tokens", taken)
+    pool, logits = LogitPool(), rng.normal(size=49_152).astype(np.float32)
+    told("pooling the logits of a token", milliseconds(lambda: pool.add(logits)))
+    taken = milliseconds(lambda: confidence.judge(tokens, asked, pool))
+    told(f"an answer of {length} tokens with its pool", taken)
 
 
 def told(what: str, taken: list[float]) -> None:
-    print(f"| {what} | {median(taken):.2f} | {quantiles(taken, n=20)[-1]:.2f} |")
+    print(f"| {what} | {median(taken):.3f} | {quantiles(taken, n=20)[-1]:.3f} |")
 
 
 if __name__ == "__main__":

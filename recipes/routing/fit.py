@@ -26,7 +26,7 @@ from edgevlm.routing.answers import Table
 from edgevlm.routing.calibration import Calibration, Subject
 from edgevlm.routing.certificate import Certificate
 from edgevlm.routing.drawing import draw
-from edgevlm.routing.evaluation import CONFIDENCE, Evaluation, evaluate
+from edgevlm.routing.evaluation import CONFIDENCE, PROBED, Evaluation, evaluate
 from edgevlm.routing.fitting import ask_certificate, calibrate, split, with_certificate
 from edgevlm.routing.regression import fit_logistic
 from edgevlm.routing.shelf import SHIPPED
@@ -66,11 +66,13 @@ def report(evaluation: Evaluation) -> None:
     print(f"\n| ranked by | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for method, figures in evaluation.figures.items():
         print(f"| {method} | {' | '.join(_shown(figures.get(name)) for name in names)} |")
-    print("\n| task | answers | right | AUROC | ECE | by chance | bias |\n|" + "---|" * 7)
-    for task, told in evaluation.tasks.items():
-        cells = [told.get(n) for n in ("auroc", "calibration_error", "chance_error", "bias")]
-        shown = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
-        print(f"| {task} | {told['answers']} | {told['right']:.1%} | {shown} |")
+    for method, tasks in evaluation.tasks.items():
+        print(f"\n| {method}: task | answers | right | AUROC | ECE | by chance | bias |")
+        print("|---" * 7 + "|")
+        for task, told in tasks.items():
+            cells = [told.get(n) for n in ("auroc", "calibration_error", "chance_error", "bias")]
+            shown = " | ".join("-" if c is None else f"{c:.3f}" for c in cells)
+            print(f"| {task} | {told['answers']} | {told['right']:.1%} | {shown} |")
 
 
 def _shown(values: list[float] | None) -> str:
@@ -84,9 +86,11 @@ def ship(calibration: Calibration, evaluation: Evaluation, name: str) -> Path:
     """Write it, with its figures on the test part, to where the package looks for it."""
     told = evaluation.figures[CONFIDENCE]
     figures = {n: round(v[0], 4) for n, v in told.items() if np.isfinite(v[0])}
+    probed = evaluation.figures[PROBED]["auroc"][0]
+    figures["auroc with the probe"] = round(probed, 4)
     SHIPPED.mkdir(exist_ok=True)
     path = SHIPPED / f"{calibration.subject.model}.{FILE[name]}.json"
-    text = replace(calibration, figures=figures, prefixes=calibration.prefixes).to_json()
+    text = replace(calibration, figures=figures).to_json()
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from bed import kind_of
-from collect import FOLDER, PROBED
+from collect import FOLDER
 from numpy.typing import NDArray
 
 from edgevlm.messages import ActiveAdapter, Token, TopToken
@@ -18,6 +18,7 @@ from edgevlm.routing.answers import Answer, Table, tabulate
 from edgevlm.routing.calibration import Subject
 from edgevlm.routing.features import Asked
 from edgevlm.routing.picture import stats_of_grey
+from edgevlm.routing.probe import PROBED, centred
 
 EDITION = 5
 QUANTIZATION = {
@@ -75,13 +76,14 @@ def _answer(row: dict[str, Any], subject: Subject, grey: NDArray[np.uint8]) -> A
 def tabled(name: str, strong: str = "", folder: Path = FOLDER) -> tuple[Subject, Table]:
     """The collection's subject and table. With `strong`, another collection, only what was asked
     of both, and which answers that one has right."""
-    answers = {c.row["key"]: c.answer for c in load(name, folder)}
+    chosen = load(name, folder)
     if strong:
         right = {c.row["key"]: c.answer.right for c in load(strong, folder)}
-        answers = {
-            key: replace(answer, strong_right=right[key])
-            for key, answer in answers.items()
-            if key in right
-        }
-    chosen = list(answers.values())
-    return chosen[0].subject, tabulate(chosen)
+        chosen = [
+            replace(c, answer=replace(c.answer, strong_right=right[c.row["key"]]))
+            for c in chosen
+            if c.row["key"] in right
+        ]
+    table = tabulate([c.answer for c in chosen])
+    pooled = np.stack([centred(c.logits.astype(np.float32)).mean(axis=0) for c in chosen])
+    return chosen[0].answer.subject, replace(table, pooled=pooled.astype(np.float64))

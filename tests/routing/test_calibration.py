@@ -52,7 +52,7 @@ def test_it_comes_back_from_its_json_as_it_was(calibration: Calibration) -> None
     text = calibration.to_json()
     again = Calibration.of_json(text)
     assert again.to_json() == text
-    assert again.certificate == calibration.certificate
+    assert again.whole.certificate == calibration.whole.certificate
     assert again.whole.score(TABLE.features) == pytest.approx(
         calibration.whole.score(TABLE.features), abs=1e-3
     )
@@ -77,7 +77,7 @@ def test_the_shelf_gives_each_subject_its_own(calibration: Calibration) -> None:
 
 
 def test_what_is_below_the_certified_threshold_is_unsure(calibration: Calibration) -> None:
-    certificate = calibration.certificate
+    certificate = calibration.whole.certificate
     assert certificate is not None
     confidence = Confidence(calibration)
     answers = judged(300, seed=2)
@@ -105,7 +105,7 @@ def test_an_answer_that_is_coming_is_judged_by_its_first_tokens(calibration: Cal
         lambda values: values.pop("whole"),
         lambda values: values["whole"].update(weights=[1.0]),
         lambda values: values["whole"].update(values="no numbers"),
-        lambda values: values.update(certificates=[{}]),
+        lambda values: values["whole"].update(certificates=[{}]),
     ],
 )
 def test_a_calibration_that_is_none_is_refused(
@@ -158,10 +158,10 @@ def test_a_known_confidence_is_certified_on_answers_of_ones_own(calibration: Cal
         judged(1200, seed=5), shelf, risk=0.25, delta=0.05, refit=False
     )
     assert isinstance(outcome, Certificate)
-    assert certified.certificates == (outcome,)
+    assert certified.whole.certificates == (outcome,)
     assert certified.whole.score.weights == pytest.approx(
         calibration.whole.score.weights, rel=1e-4, abs=1e-6
     )
     kept, refusal = recalibrate(judged(80, seed=6), shelf, risk=0.02, delta=0.05, refit=False)
     assert isinstance(refusal, Refusal)
-    assert kept.certificates == ()
+    assert kept.whole.certificates == ()

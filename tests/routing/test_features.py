@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from judged import STATS, token
 
-from edgevlm.messages import Token
+from edgevlm.messages import Token, TopToken
 from edgevlm.routing.features import NAMES, Asked, baselines_of, features_of
 
 ASKED = Asked("How many cats are there?", STATS, 150, 102)
@@ -22,7 +22,7 @@ def test_logprobs_margins_and_entropies_are_those_of_the_tokens() -> None:
     assert found["logprob 10%"] == pytest.approx(np.quantile(np.log([0.5, 0.8, 0.9]), 0.1))
     assert found["logprob 25%"] == pytest.approx(np.quantile(np.log([0.5, 0.8, 0.9]), 0.25))
     assert found["logprob last"] == pytest.approx(np.log(0.9))
-    assert found["margin first"] == pytest.approx(0.0)
+    assert found["margin first"] == pytest.approx(0.0, abs=1e-9)
     assert found["margin mean"] == pytest.approx((0 + np.log(4) + np.log(9)) / 3)
     assert found["entropy first"] == pytest.approx(np.log(2))
     assert found["ended"] == 1.0
@@ -39,10 +39,20 @@ def test_the_question_the_answer_and_the_picture_are_told() -> None:
     assert found["logprob min where asked: read"] == 0.0
 
 
-def test_a_token_without_candidates_is_measured_by_what_it_leaves() -> None:
+def test_candidates_that_somebody_asked_for_change_nothing() -> None:
     alone = [Token(7, "yes", float(np.log(0.8)))]
+    assert of(alone) == of([token(float(np.log(0.8)))])
     assert of(alone)["margin mean"] == pytest.approx(np.log(4))
     assert of(alone)["entropy mean"] == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))
+
+
+def test_baselines_are_of_the_candidates() -> None:
+    tops = tuple(TopToken(i, "a", float(np.log(p))) for i, p in enumerate((0.6, 0.2, 0.1)))
+    found = baselines_of([Token(0, "a", tops[0].logprob, tops)], "What?")
+    masses = np.array([0.6, 0.2, 0.1, 0.1])
+    assert found["margin"] == pytest.approx(np.log(3))
+    assert found["entropy"] == pytest.approx((masses * np.log(masses)).sum())
+    assert found["question length"] == -5.0
 
 
 def test_what_is_missing_or_extreme_stays_finite() -> None:
