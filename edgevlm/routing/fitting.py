@@ -31,7 +31,7 @@ from edgevlm.routing.regression import Isotonic, Logistic, fit_logistic
 # Shares of the pictures that fit, calibrate and test.
 SHARES = (0.3, 0.2, 0.5)
 # What a fit needs of right answers and of wrong ones.
-LEAST_OF_EACH = 30
+LEAST_OF_EACH = 20
 # An answer that is no likelier right than this isn't worth reading on.
 HOPELESS = 0.2
 

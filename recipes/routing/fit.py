@@ -132,9 +132,10 @@ def main() -> None:
         report(evaluate(calibration, both.part(np.array(rows))))
     if options.splits:
         given, worse, coverages = broken(table, options.splits)
+        answered = f"; {np.mean(coverages):.1%} of it was answered" if coverages else ""
         print(
             f"Of {options.splits} splits {given} were certified, and the test part of {worse} erred"
-            f" in more than {RISK:.0%}; {np.mean(coverages):.1%} of it was answered."
+            f" in more than {RISK:.0%}{answered}."
         )
     if options.ship:
         print(ship(calibration, evaluation, options.name))

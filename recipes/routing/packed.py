@@ -13,7 +13,8 @@ from edgevlm.routing.features import NAMES
 
 
 def pack(path: Path, subject: Subject, table: Table) -> None:
-    """Features in float32 [n, d]; pictures and tasks by number, since their names say no more."""
+    """Features in float32 [n, d]; pictures and tasks by number, in the order of
+    their names, so that a split is the same."""
     _, pictures = np.unique(table.pictures, return_inverse=True)
     tasks, task_ids = np.unique(table.tasks, return_inverse=True)
     np.savez_compressed(
@@ -43,7 +44,7 @@ def unpack(path: Path) -> tuple[Subject, Table]:
             {},
             dict(zip(file["baseline_names"], file["baselines"].astype(float), strict=True)),
             file["right"],
-            tuple(f"picture {i}" for i in file["pictures"]),
+            tuple(f"picture {i:06d}" for i in file["pictures"]),
             tuple(file["tasks"][file["task_ids"]]),
             strong if len(strong) else None,
         )
