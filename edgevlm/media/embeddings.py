@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import UnreadableMedia
+from edgevlm.media.describe import shown
 
 # Untyped in numpy's stubs.
 _npy: Any = np.lib.format
@@ -40,7 +41,7 @@ def unpack_embeddings(text: str, d_model: int) -> NDArray[np.float32]:
         raise _wrong("are not base64", d_model) from error
     shape, dtype, body = _header(data, d_model)
     if len(shape) != 2 or shape[1] != d_model or not 0 < shape[0] <= _MOST_ROWS:
-        raise _wrong(f"have the shape {list(shape)}", d_model)
+        raise _wrong("have another shape", d_model)
     if len(body) != shape[0] * shape[1] * dtype.itemsize:
         raise _wrong(f"have {len(body)} bytes of numbers, which is not their shape's", d_model)
     rows = np.frombuffer(body, dtype).reshape(shape).astype(np.float32)
@@ -59,7 +60,7 @@ def _header(data: bytes, d_model: int) -> tuple[tuple[int, ...], np.dtype[np.flo
     except Exception as error:  # a header is a Python literal, and much can be wrong with one
         raise _wrong("are not a .npy file of version 1.0", d_model) from error
     if dtype not in _DTYPES or by_columns:
-        raise _wrong(f"are {dtype}{', by columns' if by_columns else ''}", d_model)
+        raise _wrong(f"are {shown(dtype)}{', by columns' if by_columns else ''}", d_model)
     return shape, dtype, data[file.tell() :]
 
 
