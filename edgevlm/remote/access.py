@@ -81,6 +81,11 @@ def _kept(file: Path) -> str | None:
         text = file.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SettingsError(
+            f"Can't read the token in {file}: {error.strerror}.",
+            hint="Remove it: a new one is made.",
+        ) from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file} is not text.", hint="Remove it: a new one is made.") from error
     if os.name == "posix" and status.st_mode & 0o077:
