@@ -69,6 +69,10 @@ class Runner(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 lifespan="on",
+                http="h11",
+                ws="none",
+                # No proxy is in front: a client would say where it comes from.
+                proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
                 h11_max_incomplete_event_size=64 * 1024,
