@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +26,7 @@ from edgevlm.serve.conversation import Reader
 from edgevlm.serve.embeddings import ImageEmbeddings
 from edgevlm.serve.engine import Engine
 from edgevlm.serve.errors import ApiError, api_error
-from edgevlm.serve.guard import LOOPBACK, Guard, Limits
+from edgevlm.serve.guard import LOOPBACK, Guard, Limits, allowed_origins
 from edgevlm.serve.listing import Listing
 from edgevlm.serve.log import Record
 from edgevlm.serve.metrics import Metrics
@@ -41,7 +42,8 @@ _log = logging.getLogger("edgevlm.serve")
 class Options:
     """How a server behaves. `parallel` answers take turns over `contexts` contexts and
     `queue_size` requests may wait; `seconds` is what an answer may take. `hosts` are names it
-    goes by, `origins` of other pages that may ask, `media_hosts` where pictures may come from."""
+    goes by, `origins` of other pages that may ask, `media_hosts` where pictures may come from.
+    Raises UsageError for an origin that can't be."""
 
     parallel: int = 4
     contexts: int = 8
@@ -52,6 +54,9 @@ class Options:
     media_hosts: Collection[str] = ()
     log_prompts: bool = False
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        allowed_origins(self.origins)
 
 
 class Server:
@@ -77,19 +82,21 @@ class Server:
             self.engine, reader, self._listing, self._metrics, options.seconds
         )
         embeddings = ImageEmbeddings(reader, self._listing, options.seconds)
+        self.routes = [
+            Route("/healthz", self._health, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/metrics", self._metrics_text, methods=["GET"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
+            Route("/v1/chat/completions", completions.__call__, methods=["POST"]),
+            Route("/v1/embeddings/image", embeddings.__call__, methods=["POST"]),
+            *Page().routes,
+        ]
+        paths = {route.endpoint: route.path for route in self.routes}
         self.app: ASGIApp = Starlette(
-            routes=[
-                Route("/healthz", self._health, methods=["GET"]),
-                Route("/readyz", self._ready, methods=["GET"]),
-                Route("/metrics", self._metrics_text, methods=["GET"]),
-                Route("/v1/models", self._models, methods=["GET"]),
-                Route("/v1/models/{name:path}", self._one_model, methods=["GET"]),
-                Route("/v1/chat/completions", completions.__call__, methods=["POST"]),
-                Route("/v1/embeddings/image", embeddings.__call__, methods=["POST"]),
-                *Page().routes,
-            ],
+            routes=self.routes,
             middleware=[
-                Middleware(_Recorded, self._metrics, options.log_prompts),
+                Middleware(_Recorded, self._metrics, paths, options.log_prompts),
                 Middleware(
                     Guard,
                     token=token,
@@ -103,6 +110,7 @@ class Server:
                 ApiError: _told,
                 EdgeVLMError: _told,
                 HTTPException: _told_by_routing,
+                ClientDisconnect: _told_nobody,
             },
             lifespan=self._lifespan,
         )
@@ -142,9 +150,12 @@ class Server:
 class _Recorded:
     """ASGI middleware: a line in the log and a count for every request, whatever it meets."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, prompts: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, paths: Mapping[Any, str], prompts: bool
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._paths = paths
         self._prompts = prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -169,8 +180,9 @@ class _Recorded:
             if not record.status:
                 await JSONResponse(told.body, told.status)(scope, receive, watched)
         finally:
-            # Paths that nobody serves are one: a client must not make metrics grow.
-            route = scope["path"] if "endpoint" in scope else "other"
+            # A route's path is its pattern, and paths that nobody serves are one: a client must
+            # not make metrics grow.
+            route = self._paths.get(scope.get("endpoint"), "other")
             self._metrics.requests.labels(route, str(record.status)).inc()
             record.write()
 
@@ -181,7 +193,7 @@ def _cross_origin(origins: Collection[str]) -> list[Middleware]:
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=[origin.rstrip("/") for origin in origins],
+            allow_origins=list(allowed_origins(origins)),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
@@ -192,6 +204,11 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
     told = api_error(error)
     request.scope["edgevlm.record"].failed(told)
     return JSONResponse(told.body, told.status, told.headers)
+
+
+async def _told_nobody(request: Request, _: Exception) -> JSONResponse:
+    """The client left before its request was whole."""
+    return await _told(request, ApiError(499, "The request broke off.", code="cancelled"))
 
 
 async def _told_by_routing(request: Request, error: Exception) -> JSONResponse:

@@ -8,16 +8,20 @@ beside the token.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgevlm.errors import UsageError
 from edgevlm.remote.access import AccessToken
 from edgevlm.serve.errors import ApiError
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z._-]+))(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(rf"https?://{_HOST.pattern}")
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # No token: they tell nothing but that a server is there.
@@ -26,7 +30,7 @@ OPEN = frozenset({"/healthz", "/readyz"})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_body_bytes` of a request, which must have come within `body_s` seconds."""
+    """`max_body_bytes` of a request, all of which must have come within `body_s` seconds."""
 
     max_body_bytes: int = 32 * 2**20
     body_s: float = 60.0
@@ -47,7 +51,7 @@ class Guard:
         self._app = app
         self._token = token
         self._hosts = {host.lower() for host in hosts}
-        self._origins = {origin.lower().rstrip("/") for origin in origins}
+        self._origins = allowed_origins(origins)
         self._limits = limits or Limits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +61,7 @@ class Guard:
         try:
             self._check(scope)
         except ApiError as error:
+            scope["edgevlm.record"].failed(error)
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
             return
         await self._app(scope, _Bounded(receive, self._limits), send)
@@ -70,7 +75,7 @@ class Guard:
         if method == "POST" and path != "/page":
             _check_json(headers)
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limits.max_body_bytes:
+        if length.isdecimal() and int(length) > self._limits.max_body_bytes:
             raise too_large(self._limits.max_body_bytes)
 
     def _check_host(self, headers: Headers) -> None:
@@ -83,18 +88,18 @@ class Guard:
             )
 
     def _check_origin(self, headers: Headers) -> None:
-        for origin in headers.getlist("origin"):
-            own = urlsplit(origin)
-            same = own.scheme in ("http", "https") and own.netloc.lower() == headers["host"].lower()
-            if not same and origin.lower() not in self._origins:
-                raise ApiError(
-                    403,
-                    "Pages of that origin may not ask. Start it with --allow-origin URL.",
-                    code="bad_origin",
-                )
+        given = headers.getlist("origin")
+        own = {f"{scheme}://{headers['host'].lower()}" for scheme in ("http", "https")}
+        if given and (len(given) > 1 or given[0].lower() not in self._origins | own):
+            raise ApiError(
+                403,
+                "Pages of that origin may not ask. Start it with --allow-origin URL.",
+                code="bad_origin",
+            )
 
     def _check_token(self, headers: Headers) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        sent = headers.getlist("authorization")
+        scheme, _, given = (sent[0] if len(sent) == 1 else "").partition(" ")
         if scheme.lower() != "bearer" or not self._token.matches(given.strip()):
             raise ApiError(
                 401,
@@ -111,12 +116,16 @@ class _Bounded:
         self._limits = limits
         self._left = limits.max_body_bytes
         self._whole = False
+        self._end: float | None = None
 
     async def __call__(self) -> Message:
         if self._whole:  # what comes now is that the client leaves, in its own time
             return await self._receive()
+        now = asyncio.get_running_loop().time()
+        if self._end is None:
+            self._end = now + self._limits.body_s
         try:
-            message = await asyncio.wait_for(self._receive(), self._limits.body_s)
+            message = await asyncio.wait_for(self._receive(), self._end - now)
         except asyncio.TimeoutError as error:
             raise ApiError(408, "The body did not come in time. Send it faster.") from error
         if message["type"] == "http.request":
@@ -135,12 +144,20 @@ def too_large(limit: int) -> ApiError:
     )
 
 
+def allowed_origins(given: Collection[str]) -> frozenset[str]:
+    """As browsers write them. Raises UsageError for what is no origin, `*` and `null` too."""
+    origins = frozenset(origin.lower().rstrip("/") for origin in given)
+    for origin in origins:
+        if _ORIGIN.fullmatch(origin) is None:
+            raise UsageError(
+                f"{origin!r} is no origin of pages.", hint="Such as https://notes.example:8443."
+            )
+    return origins
+
+
 def _host_name(host: str) -> str:
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-    return name if "@" not in host else ""
+    found = _HOST.fullmatch(host.lower())
+    return (found[1] or found[2]) if found else ""
 
 
 def _of_page(path: str) -> bool:
@@ -152,6 +169,8 @@ def _check_json(headers: Headers) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "The body is not JSON. Send `Content-Type: application/json`.")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "The body is compressed. Send it as it is.")
 
 
 def _preflight(method: str, headers: Headers) -> bool:

@@ -7,12 +7,14 @@ import logging
 import time
 from typing import Any
 
+from edgevlm.media.describe import shown
 from edgevlm.messages import Reply
 from edgevlm.serve.errors import ApiError
 from edgevlm.serve.guard import OPEN
 from edgevlm.serve.protocol import ChatRequest, TextPart
 
 _log = logging.getLogger("edgevlm.serve")
+_LONGEST_PATH = 200
 
 
 class Record:
@@ -21,7 +23,11 @@ class Record:
     def __init__(self, method: str, path: str, client: str, *, prompts: bool) -> None:
         self._prompts = prompts
         self._began = time.perf_counter()
-        self._fields: dict[str, Any] = {"method": method, "path": path, "client": client}
+        self._fields: dict[str, Any] = {
+            "method": shown(method),
+            "path": shown(path, _LONGEST_PATH),
+            "client": client,
+        }
         self.status = 0
 
     def asked(self, request: ChatRequest) -> None:
@@ -70,7 +76,7 @@ class Lines(logging.Formatter):
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         if self._as_json:
             whole = {"time": at, "level": record.levelname.lower(), **said, **fields}
-            return json.dumps(whole | ({"trace": trace} if trace else {}), ensure_ascii=False)
+            return json.dumps(whole | ({"trace": trace} if trace else {}))
         pairs = " ".join(f"{name}={_plain(value)}" for name, value in (said | fields).items())
         return f"{at} {record.levelname.lower()} {pairs}" + (f"\n{trace}" if trace else "")
 

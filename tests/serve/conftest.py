@@ -6,19 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from picture_server import authority, pictures, trusting
 from serving import Running, adapters_home, model, running, server
 from visits import browser, packs_home, page_server, tiny, visit
+from well import health, memory
 
 from edgevlm import Model
 
 __all__ = [
     "adapters_home",
+    "authority",
     "browser",
+    "health",
+    "memory",
     "model",
     "packs_home",
     "page_server",
+    "pictures",
     "server",
     "tiny",
+    "trusting",
     "visit",
 ]
 
