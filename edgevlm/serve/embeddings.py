@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import ImageInput
+from edgevlm.errors import Interrupted
 from edgevlm.media.embeddings import pack_embeddings
 from edgevlm.serve.conversation import Reader
 from edgevlm.serve.errors import ApiError
@@ -87,7 +89,7 @@ class ImageEmbeddings:
 
     async def _until_gone(self, http: HttpRequest, work: Callable[[Cancel], T]) -> T:
         """Do the work on a thread, and stop it where the client leaves or the time is up."""
-        cancel = Cancel()
+        cancel, began = Cancel(), time.monotonic()
         timer = asyncio.get_running_loop().call_later(self.seconds, cancel.set)
 
         async def watch() -> None:
@@ -98,6 +100,14 @@ class ImageEmbeddings:
         watching = asyncio.create_task(watch())
         try:
             return await anyio.to_thread.run_sync(work, cancel)
+        except Interrupted as error:
+            if time.monotonic() - began < self.seconds:
+                raise
+            raise ApiError(
+                408,
+                f"The embeddings took longer than {self.seconds:g} s. Send fewer pictures.",
+                code="timeout",
+            ) from error
         finally:
             watching.cancel()
             timer.cancel()

@@ -20,6 +20,7 @@ from edgevlm.serve.protocol import ImagePart, ImageUrl
 Pixels = NDArray[np.uint8]
 _LONGEST_NAME = 256
 _KEPT_BYTES = 128 * 2**20
+_MOST_NAMES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Pictures:
             self._seen[name] = seen
             self._seen.move_to_end(name)
             held = sum(each.pixels.nbytes for each in self._seen.values())
-            while held > _KEPT_BYTES and len(self._seen) > 1:
+            while len(self._seen) > (1 if held > _KEPT_BYTES else _MOST_NAMES):
                 _, oldest = self._seen.popitem(last=False)
                 held -= oldest.pixels.nbytes
 

@@ -11,11 +11,15 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from edgevlm.media.describe import shown
 from edgevlm.serve.errors import ApiError
 
 Detail: TypeAlias = Literal["low", "auto", "high"]
 AdapterField: TypeAlias = str | list[str] | dict[str, float | None] | None
 T = TypeVar("T")
+
+_LONGEST = 200
+_MOST_STOPS = 16
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
@@ -167,10 +171,12 @@ def read(kind: type[T], body: bytes) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
-        path = where.strip("`.") or None
+        path = shown(where.strip("`."), _LONGEST) or None
+        what = shown(what, _LONGEST)  # it may repeat what was sent
         raise ApiError(400, f"{what}{f' at {path}' if path else ''}.", param=path) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"The body is not JSON: {error}.") from error
+    # ValueError: msgspec's own, bytes that are no text, a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"The body is not JSON: {shown(error, _LONGEST)}.") from error
 
 
 def read_chat(body: bytes) -> ChatRequest:
@@ -185,6 +191,11 @@ def read_chat(body: bytes) -> ChatRequest:
                 param=name,
                 code="unsupported_parameter",
             )
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST for stop in stops):
+        raise ApiError(
+            400, f"stop has at most {_MOST_STOPS} strings of {_LONGEST} characters.", param="stop"
+        )
     if not request.messages:
         raise ApiError(400, "There are no messages. Send at least one.", param="messages")
     if request.messages[-1].role != "user":
