@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from edgevlm.engine.sampling import Sampling
 from edgevlm.messages import ActiveAdapter, Token, Usage
 from edgevlm.routing.calibration import PREFIXES
 from edgevlm.routing.confidence import Confidence, Judgement
-from edgevlm.routing.features import TOP_LOGPROBS, Asked
+from edgevlm.routing.features import Asked
 from edgevlm.routing.picture import PictureStats
+from edgevlm.routing.probe import LogitPool
 from edgevlm.settings import Settings
 
 
@@ -38,57 +38,44 @@ class Judge:
         self._known: dict[tuple[ActiveAdapter, ...], Confidence | None] = {}
         self._lock = threading.Lock()
 
-    def confidence(self, adapters: tuple[ActiveAdapter, ...]) -> Confidence | None:
-        """None where nobody calibrated it with these adapters. Raises ModelCorrupt."""
+    def begin(self, adapters: tuple[ActiveAdapter, ...], subject: Subject) -> Rating:
+        """Rate an answer with these adapters as it comes. Raises ModelCorrupt."""
+        return Rating(self._confidence(adapters), subject)
+
+    def version(self, adapters: tuple[ActiveAdapter, ...]) -> str | None:
+        """What tells one calibration from another; None where nobody calibrated the model."""
+        confidence = self._confidence(adapters)
+        return None if confidence is None else confidence.calibration.version
+
+    def _confidence(self, adapters: tuple[ActiveAdapter, ...]) -> Confidence | None:
         with self._lock:
             if adapters not in self._known:
                 self._known[adapters] = Confidence.for_model(*self._of, adapters, self._settings)
             return self._known[adapters]
 
-    def version(self, adapters: tuple[ActiveAdapter, ...]) -> str | None:
-        """What tells one calibration from another."""
-        confidence = self.confidence(adapters)
-        return None if confidence is None else confidence.calibration.data.digest
 
-    def sampling(self, sampling: Sampling, adapters: tuple[ActiveAdapter, ...]) -> Sampling:
-        """With as many candidates for each token as it reads."""
-        if self.confidence(adapters) is None or sampling.top_logprobs >= TOP_LOGPROBS:
-            return sampling
-        return replace(sampling, top_logprobs=TOP_LOGPROBS)
+class Rating:
+    """Of one answer. `pool` takes in the logits of its steps, where its model's calibration
+    looks at them."""
 
-    def rate(
-        self,
-        tokens: Sequence[Token],
-        subject: Subject,
-        usage: Usage,
-        adapters: tuple[ActiveAdapter, ...],
-    ) -> Judgement | None:
-        """None where nobody calibrated it, or there is nothing to rate."""
-        confidence = self.confidence(adapters)
-        if confidence is None or not tokens:
+    def __init__(self, confidence: Confidence | None, subject: Subject) -> None:
+        self._confidence = confidence
+        self._subject = subject
+        probed = confidence is not None and confidence.calibration.probed is not None
+        self.pool = LogitPool() if probed else None
+
+    def of(self, tokens: Sequence[Token], usage: Usage) -> Judgement | None:
+        """None where nobody calibrated the model, or there is nothing to rate."""
+        if self._confidence is None or not tokens:
             return None
-        return confidence.judge(tokens, _asked(subject, usage))
+        return self._confidence.judge(tokens, self._asked(usage), self.pool)
 
-    def rate_so_far(
-        self,
-        tokens: Sequence[Token],
-        subject: Subject,
-        usage: Usage,
-        adapters: tuple[ActiveAdapter, ...],
-    ) -> Judgement | None:
+    def so_far(self, tokens: Sequence[Token], usage: Usage) -> Judgement | None:
         """Of an answer that is still coming; None between the lengths that were calibrated."""
-        if len(tokens) not in PREFIXES:
+        if self._confidence is None or len(tokens) not in PREFIXES:
             return None
-        confidence = self.confidence(adapters)
-        return (
-            None if confidence is None else confidence.judge_so_far(tokens, _asked(subject, usage))
-        )
+        return self._confidence.judge_so_far(tokens, self._asked(usage))
 
-
-def _asked(subject: Subject, usage: Usage) -> Asked:
-    return Asked(subject.question, subject.picture, usage.prompt_tokens, usage.image_tokens)
-
-
-def shortened(token: Token, most: int) -> Token:
-    """With `most` candidates at the most: those that were asked for."""
-    return token if len(token.top) <= most else replace(token, top=token.top[:most])
+    def _asked(self, usage: Usage) -> Asked:
+        subject = self._subject
+        return Asked(subject.question, subject.picture, usage.prompt_tokens, usage.image_tokens)

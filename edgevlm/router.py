@@ -140,9 +140,9 @@ class Router:
 
     def _is_hopeless(self, policy: Policy, case: Case, request: Request) -> bool:
         """Whether its first tokens say that the answer will be taken back for the cloud's."""
-        so_far = self._judge.rate_so_far(
-            request.tokens, request.subject, request.usage, request.adapters.told
-        )
+        if request.rating is None:
+            return False
+        so_far = request.rating.so_far(request.tokens, request.usage)
         if so_far is None or so_far.confidence >= HOPELESS:
             return False
         return policy.would_ask(case, so_far.confidence)

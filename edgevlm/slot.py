@@ -16,7 +16,7 @@ from edgevlm.engine.prompt import Prompt
 from edgevlm.engine.sampling import Sampling
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import Interrupted, PromptTooLong
-from edgevlm.judge import Judge, Subject, shortened
+from edgevlm.judge import Judge, Rating, Subject
 from edgevlm.messages import FinishReason, Reply, Token, Usage
 from edgevlm.model import Model
 from edgevlm.stream import Clock, collect
@@ -24,8 +24,8 @@ from edgevlm.stream import Clock, collect
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What an answer is computed with, and what there is of it so far: `usage` once its prompt was
-    read, and `tokens`, each with all candidates that its rating needs."""
+    """What an answer is computed with, and what there is of it so far: its `rating` and, once its
+    prompt was read, `usage` and `tokens`."""
 
     sampling: Sampling
     schema: Schema | None
@@ -34,6 +34,7 @@ class Request:
     cancel: Cancel = field(default_factory=Cancel)
     clock: Clock = field(default_factory=Clock)
     load_ms: float = 0.0
+    rating: Rating | None = None
     usage: Usage = field(default_factory=Usage)
     tokens: list[Token] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class Slot:
         Raises PromptTooLong, RuntimeFailed, and what `prepare` and `Model.embed` raise.
         """
         mask = self._mask(request.schema)
-        shown = request.sampling.top_logprobs
+        rating = request.rating = self._judge.begin(request.adapters.told, request.subject)
         prompt, kept = Prompt(()), 0
         finish: FinishReason = "cancelled"
         try:
@@ -79,24 +80,24 @@ class Slot:
             logits, kept = self._prefill(prompt, request)
             request.usage = Usage(prompt.length, prompt.image_tokens, kept)
             steps = decode(
-                logits,
-                lambda token_id: self._context.extend(token_id, request.cancel),
+                _pooled(logits, rating),
+                lambda token_id: _pooled(self._context.extend(token_id, request.cancel), rating),
                 self.model.family.tokenizer,
-                self._judge.sampling(request.sampling, request.adapters.told),
+                request.sampling,
                 stop_ids=self.model.family.stop_ids,
                 cancel=request.cancel,
                 seen=[i for part in prompt.parts if isinstance(part, tuple) for i in part],
                 room=self.model.language.context_length - prompt.length,
                 mask=mask,
             )
-            finish = yield from collect(steps, request.tokens, request.clock, shown)
+            finish = yield from collect(steps, request.tokens, request.clock)
         except Interrupted:
             pass
         usage = Usage(prompt.length, prompt.image_tokens, kept, len(request.tokens))
-        rated = self._judge.rate(request.tokens, request.subject, usage, request.adapters.told)
+        rated = rating.of(request.tokens, usage)
         return Reply(
             text=request.text,
-            tokens=tuple(shortened(token, shown) for token in request.tokens),
+            tokens=tuple(request.tokens),
             model=self.model.name,
             runtime=self.model.runtime,
             quantization=self.model.quantization,
@@ -136,6 +137,12 @@ class Slot:
         request.clock.vision = time.perf_counter() - before
         request.cancel.check()
         return self._context.prefill(prompt, embeddings.__getitem__, request.cancel)
+
+
+def _pooled(logits: Logits, rating: Rating) -> Logits:
+    if rating.pool is not None:
+        rating.pool.add(logits)
+    return logits
 
 
 def _parsed(request: Request, mask: LogitMask | None) -> object:

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from edgevlm.errors import UsageError
-from edgevlm.judge import shortened
 from edgevlm.messages import FinishReason, Reply, Timings, Token
 
 
@@ -77,10 +76,9 @@ class Clock:
 
 
 def collect(
-    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: Clock, shown: int
+    steps: Generator[Token, None, FinishReason], tokens: list[Token], clock: Clock
 ) -> Generator[Token, None, FinishReason]:
-    """Pass the steps on with `shown` candidates each, kept whole in `tokens` and timed; returns
-    why they ended."""
+    """Pass the steps on, each kept in `tokens` and timed; returns why they ended."""
     while True:
         try:
             token = next(steps)
@@ -89,4 +87,4 @@ def collect(
             return finish
         clock.tick()
         tokens.append(token)
-        yield shortened(token, shown)
+        yield token

@@ -17,7 +17,7 @@ from smolvlm_factory import make_random_model
 
 from edgevlm import Model, Session, load_model, load_settings
 from edgevlm.errors import CloudError, CloudNotAllowed, UsageError
-from edgevlm.judge import Judge
+from edgevlm.judge import Rating
 from edgevlm.messages import Sent
 from edgevlm.models.onnx_export import export_onnx
 from edgevlm.routing.confidence import Judgement
@@ -78,7 +78,7 @@ def cloud(strong: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> Provi
 def rated(monkeypatch: pytest.MonkeyPatch, confidence: float, *, unsure: bool = False) -> None:
     """Have every answer from here rated so."""
     verdict = Judgement(confidence, 0.0, unsure)
-    monkeypatch.setattr(Judge, "rate", lambda *_: verdict)
+    monkeypatch.setattr(Rating, "of", lambda *_: verdict)
 
 
 def ask(session: Session, **options: Any) -> Any:

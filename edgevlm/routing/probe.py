@@ -47,7 +47,8 @@ class LogitPool:
 
 def centred(probed: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probed logits [..., PROBED] less their mean, which no probability depends on."""
-    return probed - probed.mean(axis=-1, keepdims=True)
+    centre: NDArray[np.float32] = probed - probed.mean(axis=-1, keepdims=True)
+    return centre
 
 
 def fit_probed(
