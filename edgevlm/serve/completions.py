@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio.to_thread
 import msgspec
+from anyio import CapacityLimiter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
@@ -31,23 +32,29 @@ from edgevlm.stream import Clock
 
 # A small model may not find an end by itself.
 DEFAULT_MAX_TOKENS = 1024
+_PREPARED_AT_ONCE = 4
 _ROUTE = Route("local", "answered on the device that runs this server")
 
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """The route. `seconds` is how long an answer may take, waiting included."""
+    """The route. `seconds` is how long an answer may take, waiting included; `preparing` bounds
+    how many requests have their pictures decoded at once."""
 
     engine: Engine
     reader: Reader
     listing: Listing
     metrics: Metrics
     seconds: float
+    preparing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_PREPARED_AT_ONCE))
 
     async def __call__(self, http: HttpRequest) -> _Answer:
         clock = Clock()
+        self.engine.check_room()  # before a body is read that nobody will answer
         asked = read_chat(await http.body())
-        request, prompt = await anyio.to_thread.run_sync(self._prepare, asked, clock)
+        request, prompt = await anyio.to_thread.run_sync(
+            self._prepare, asked, clock, limiter=self.preparing
+        )
         events = Events()
         job = Job(_client(http, asked), prompt, request, events.put)
         answering = Answering(self.engine, job, events, http.receive, self.seconds)

@@ -90,18 +90,22 @@ class Engine:
     def contexts(self) -> int:
         return len(self._active) + len(self._idle)
 
+    def check_room(self) -> None:
+        """Raise ApiError where the queue is full, or the server is ending."""
+        if not self.ready:
+            raise ApiError(503, "The server is ending. Start it again.", retry_after=5)
+        if self.queued + self.active >= self._queue_size + self._parallel:
+            raise ApiError(
+                429,
+                "Too many requests are waiting. Try again later.",
+                code="queue_full",
+                retry_after=max(1, round(self._seconds * self.queued / self._parallel)),
+            )
+
     def submit(self, job: Job) -> None:
-        """Have a job done. Raises ApiError where the queue is full, or the server is ending."""
+        """Have a job done. Raises what `check_room` does."""
         with self._changed:
-            if not self.ready:
-                raise ApiError(503, "The server is ending. Start it again.", retry_after=5)
-            if self.queued + self.active >= self._queue_size + self._parallel:
-                raise ApiError(
-                    429,
-                    "Too many requests are waiting. Try again later.",
-                    code="queue_full",
-                    retry_after=max(1, round(self._seconds * self.queued / self._parallel)),
-                )
+            self.check_room()
             self._queue.put(job.client, job)
             self._changed.notify()
 
