@@ -24,21 +24,17 @@ from edgevlm.routing.question import ANSWER_TYPES, QUESTION_TYPES, answer_type, 
 _LEAST = -20.0  # a logprob below says nothing more
 
 _TOKEN = (
-    "logprob mean", "logprob min", "logprob 10%", "logprob 25%", "logprob sum",
-    "logprob first", "logprob second", "logprob last",
+    "logprob mean", "logprob min", "logprob 10%", "logprob 25%", "logprob first",
     "margin mean", "margin min", "margin first",
     "entropy mean", "entropy max", "entropy first",
-    "tokens", "where the least is", "ended",
+    "tokens",
 )  # fmt: skip
 _PICTURE = ("picture", "short side", "sharpness", "contrast", "strokes", "flat", "image share")
-# By question type, since what a doubtful first token means depends on what was asked.
-_BY_TYPE = ("logprob mean", "logprob min")
 NAMES: tuple[str, ...] = (
     *_TOKEN,
     *(f"asked: {name}" for name in QUESTION_TYPES),
     *(f"answered: {name}" for name in ANSWER_TYPES),
     *_PICTURE,
-    *(f"{feature} where asked: {name}" for feature in _BY_TYPE for name in QUESTION_TYPES),
 )
 # Single figures that others route by, to be compared with; the larger the surer.
 BASELINES = ("mean logprob", "entropy", "margin", "question length")
@@ -60,18 +56,14 @@ class Asked:
 
 def features_of(tokens: Sequence[Token], asked: Asked) -> Floats:
     """Numbers [len(NAMES)] in the order of NAMES; zeros where there is nothing to measure."""
-    measured = token_features(tokens)
-    by_name = dict(zip(_TOKEN, measured, strict=True))
     question = question_type(asked.question)
     answer = answer_type("".join(token.text for token in tokens))
-    asked_for = [float(name == question) for name in QUESTION_TYPES]
     return np.array(
         [
-            *measured,
-            *asked_for,
+            *token_features(tokens),
+            *(float(name == question) for name in QUESTION_TYPES),
             *(float(name == answer) for name in ANSWER_TYPES),
             *_picture_features(asked),
-            *(by_name[feature] * one for feature in _BY_TYPE for one in asked_for),
         ]
     )
 
@@ -82,16 +74,13 @@ def token_features(tokens: Sequence[Token]) -> list[float]:
         return [0.0] * len(_TOKEN)
     logprobs = [max(token.logprob, _LEAST) for token in tokens]
     margins, entropies = zip(*map(_spread, logprobs), strict=True)
-    ranked, total, count = sorted(logprobs), sum(logprobs), len(tokens)
+    ranked, count = sorted(logprobs), len(tokens)
     return [
-        total / count,
+        sum(logprobs) / count,
         ranked[0],
         _quantile(ranked, 0.1),
         _quantile(ranked, 0.25),
-        max(total, 2 * _LEAST),
         logprobs[0],
-        logprobs[min(1, count - 1)],
-        logprobs[-1],
         sum(margins) / count,
         min(margins),
         margins[0],
@@ -99,8 +88,6 @@ def token_features(tokens: Sequence[Token]) -> list[float]:
         max(entropies),
         entropies[0],
         math.log1p(count),
-        logprobs.index(ranked[0]) / count,
-        float(not tokens[-1].text),
     ]
 
 

@@ -16,7 +16,7 @@ from edgevlm.routing.arrays import Bools, Floats
 from edgevlm.routing.regression import Logistic, fit_logistic
 
 PROBED = 1024  # logits of each step, above the width of a hidden state of small models
-COMPONENTS = 32
+COMPONENTS = 16
 
 
 def probed_ids(n_vocab: int) -> NDArray[np.int64]:

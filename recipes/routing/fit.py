@@ -31,7 +31,7 @@ from edgevlm.routing.fitting import ask_certificate, calibrate, split, with_cert
 from edgevlm.routing.regression import fit_logistic
 from edgevlm.routing.shelf import SHIPPED
 
-RISK = 0.05
+RISKS = (0.10, 0.05)  # the strictest that is certified comes into force
 FILE = {"onnx": "q4", "onnx+llamacpp": "q4_1", "onnx-shapes": "q4.shapes"}
 VERSION = "1"
 
@@ -40,23 +40,24 @@ def fitted(subject: Subject, table: Table, seed: int = 0) -> tuple[Calibration, 
     """The calibration of the first two parts, and the third."""
     fitting, calibrating, test = (table.part(rows) for rows in split(table.pictures, seed=seed))
     calibration = calibrate(subject, fitting, calibrating, version=VERSION, digest=table.digest)
-    calibration, outcome = with_certificate(calibration, fitting, calibrating, risk=RISK)
-    print(f"certificate: {outcome}")
+    for risk in RISKS:
+        calibration, outcome = with_certificate(calibration, fitting, calibrating, risk=risk)
+        print(f"at {risk:.0%} risk: {outcome}")
     return calibration, test
 
 
-def broken(table: Table, splits: int) -> tuple[int, int, list[float]]:
+def broken(table: Table, splits: int, risk: float) -> tuple[int, int, list[float]]:
     """How often a certificate was given, how often the test part erred more often than it
     allows, and the coverages."""
     given, worse, coverages = 0, 0, []
     for seed in range(1, splits + 1):
         fitting, calibrating, test = (table.part(r) for r in split(table.pictures, seed=seed))
         score = fit_logistic(fitting.features, fitting.right, fitting.pictures)
-        outcome = ask_certificate(score, fitting, calibrating, risk=RISK)
+        outcome = ask_certificate(score, fitting, calibrating, risk=risk)
         if isinstance(outcome, Certificate):
             above = score(test.features) >= outcome.threshold
             given += 1
-            worse += bool((~test.right[above]).mean() > RISK)
+            worse += bool((~test.right[above]).mean() > risk)
             coverages.append(float(above.mean()))
     return given, worse, coverages
 
@@ -131,12 +132,13 @@ def main() -> None:
         print(f"\nSent to {options.strong}:")
         report(evaluate(calibration, both.part(np.array(rows))))
     if options.splits:
-        given, worse, coverages = broken(table, options.splits)
-        answered = f"; {np.mean(coverages):.1%} of it was answered" if coverages else ""
-        print(
-            f"Of {options.splits} splits {given} were certified, and the test part of {worse} erred"
-            f" in more than {RISK:.0%}{answered}."
-        )
+        for risk in RISKS:
+            given, worse, coverages = broken(table, options.splits, risk)
+            answered = f"; {np.mean(coverages):.1%} of it was answered" if coverages else ""
+            print(
+                f"At {risk:.0%} risk {given} of {options.splits} splits were certified, and the"
+                f" test part of {worse} erred more often{answered}."
+            )
     if options.ship:
         print(ship(calibration, evaluation, options.name))
 

@@ -13,9 +13,8 @@ from edgevlm.routing.features import NAMES
 
 
 def pack(path: Path, subject: Subject, table: Table) -> None:
-    """Features in float32 [n, d]; pictures and tasks by number, in the order of
-    their names, so that a split is the same."""
-    _, pictures = np.unique(table.pictures, return_inverse=True)
+    """Features in float32 [n, d]. Pictures keep their names, which a split goes by."""
+    pictures, picture_ids = np.unique(table.pictures, return_inverse=True)
     tasks, task_ids = np.unique(table.tasks, return_inverse=True)
     np.savez_compressed(
         path,
@@ -24,7 +23,8 @@ def pack(path: Path, subject: Subject, table: Table) -> None:
         features=table.features.astype(np.float32),
         right=table.right,
         strong=np.zeros(0, bool) if table.strong is None else table.strong,
-        pictures=pictures.astype(np.int32),
+        pictures=pictures,
+        picture_ids=picture_ids.astype(np.int32),
         tasks=tasks,
         task_ids=task_ids.astype(np.int8),
         baseline_names=np.array(list(table.baselines)),
@@ -44,8 +44,8 @@ def unpack(path: Path) -> tuple[Subject, Table]:
             {},
             dict(zip(file["baseline_names"], file["baselines"].astype(float), strict=True)),
             file["right"],
-            tuple(f"picture {i:06d}" for i in file["pictures"]),
-            tuple(file["tasks"][file["task_ids"]]),
+            tuple(file["pictures"][file["picture_ids"]].tolist()),
+            tuple(file["tasks"][file["task_ids"]].tolist()),
             strong if len(strong) else None,
         )
         return Subject.of_dict(json.loads(str(file["subject"]))), table

@@ -32,10 +32,16 @@ def calibration() -> Calibration:
 def test_a_picture_is_in_one_part_only() -> None:
     parts = split(TABLE.pictures, (0.3, 0.2, 0.5), seed=3)
     pictures = [{TABLE.pictures[i] for i in rows} for rows in parts]
-    assert [len(p) for p in pictures] == [240, 160, 400]
+    assert [len(p) / 800 for p in pictures] == pytest.approx([0.3, 0.2, 0.5], abs=0.05)
     assert not (pictures[0] & pictures[1] | pictures[0] & pictures[2] | pictures[1] & pictures[2])
     assert sorted(np.concatenate(parts)) == list(range(1600))
     assert not np.array_equal(parts[0], split(TABLE.pictures, (0.3, 0.2, 0.5), seed=4)[0])
+
+
+def test_more_pictures_move_none_into_another_part() -> None:
+    few, all_of_them = TABLE.pictures[:600], TABLE.pictures
+    for some, whole in zip(split(few), split(all_of_them), strict=True):
+        assert some.tolist() == [row for row in whole if row < 600]
 
 
 def test_confidence_is_near_the_truth_on_other_pictures(calibration: Calibration) -> None:
