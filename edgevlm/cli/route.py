@@ -26,11 +26,6 @@ Examples:
 Exit codes: 0 done, 2 wrong usage, too few answers or a risk that can't be had,
 3 a calibration that can't be read.
 """
-DATA_HELP = "Judged answers, a JSON object a line."
-DATA_SHAPE = """
-    A line of FILE is what `edgevlm chat --json --tokens` prints, with "question" and "right" (true
-    or false); "picture" names what several questions are about, "image" is its file.
-"""
 _FIGURES = ("auroc", "excess_aurc", "coverage_at_5%", "apgr_ratio", "recovered_at_25%")
 data_option = click.option(
     "--data",
@@ -38,7 +33,7 @@ data_option = click.option(
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help=DATA_HELP,
+    help="Judged answers, a JSON object a line.",
 )
 
 

@@ -48,7 +48,8 @@ def test_confidence_is_near_the_truth_on_other_pictures(calibration: Calibration
     evaluation = evaluate(calibration, tabulate(judged(2000, seed=1)), draws=50)
     figures = evaluation.figures["confidence"]
     assert figures["auroc"][0] > 0.7
-    assert figures["calibration_error"][0] < 0.06
+    # 15 bins of 133 answers are off by 0.03 by chance alone.
+    assert figures["calibration_error"][0] < 0.08
     assert figures["apgr_ratio"][0] == pytest.approx(2 * figures["auroc"][0] - 1, abs=1e-6)
     assert evaluation.figures["oracle"]["apgr_ratio"][0] == pytest.approx(1.0)
     assert evaluation.figures["random"]["auroc"][0] == pytest.approx(0.5, abs=0.05)

@@ -51,7 +51,7 @@ def test_a_probe_reads_the_hidden_state_out_of_some_logits(fitted) -> None:
     calibration, test = fitted
     figures = evaluate(calibration, test, draws=20).figures
     assert figures[PROBED]["auroc"][0] > 0.95 > figures[CONFIDENCE]["auroc"][0]
-    assert figures[PROBED]["calibration_error"][0] < 0.08
+    assert figures[PROBED]["calibration_error"][0] < 0.12
 
 
 def test_an_answer_with_its_pool_is_judged_by_the_probe(fitted) -> None:
