@@ -226,7 +226,7 @@ def _outcome_json(calibration: Calibration, outcome: Certificate | Refusal) -> d
 
 def _certified(certificate: Certificate | None) -> str:
     if certificate is None:
-        return "no risk"
+        return "nothing"
     return (
         f"at most {certificate.risk:.1%} wrong of the surest {certificate.coverage:.0%}"
         f" ({1 - certificate.delta:.0%} certain, {certificate.examples} answers)"

@@ -2,8 +2,8 @@
 
 A line is what `edgevlm chat --json --tokens` prints, with `question`, `right` (true or false) and
 what may be left out: `picture` (a name, the same for questions about the same picture), `image`
-(its file), `picture_stats` (in place of the file), `task` (to report by), `edition` (of the model)
-and `strong_right` (whether a stronger model has it right).
+(its file), `picture_stats` (in place of the file), `task` (to report by), `edition` (of the model,
+where it isn't the catalog's) and `strong_right` (whether a stronger model has it right).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from edgevlm.errors import UsageError
 from edgevlm.media import load_image
 from edgevlm.messages import ActiveAdapter, Token, TopToken
+from edgevlm.models.catalog import load_catalog
 from edgevlm.routing.arrays import Bools, Floats, Rows
 from edgevlm.routing.calibration import PREFIXES, Subject, digest_of
 from edgevlm.routing.features import BASELINES, Asked, baselines_of, features_of
@@ -71,7 +72,7 @@ def read_answer(row: Mapping[str, Any], name: str, folder: Path) -> Answer:
     if not isinstance(row["right"], bool):
         raise TypeError("`right` must be true or false")
     question, usage = str(row["question"]), row["usage"]
-    edition = row.get("edition")
+    model = str(row["model"])
     adapters = [ActiveAdapter(str(a["name"]), float(a["scale"])) for a in row["adapter"]]
     asked = Asked(
         question,
@@ -81,7 +82,7 @@ def read_answer(row: Mapping[str, Any], name: str, folder: Path) -> Answer:
     )
     strong = row.get("strong_right")
     return Answer(
-        Subject.of(str(row["model"]), edition, str(row["quantization"]), adapters),
+        Subject.of(model, _edition(row, model), str(row["quantization"]), adapters),
         tuple(_token(token) for token in row["tokens"]),
         asked,
         row["right"],
@@ -89,6 +90,13 @@ def read_answer(row: Mapping[str, Any], name: str, folder: Path) -> Answer:
         str(row.get("task", question_type(question))),
         None if strong is None else bool(strong),
     )
+
+
+def _edition(row: Mapping[str, Any], model: str) -> int | None:
+    if "edition" in row:
+        return None if row["edition"] is None else int(row["edition"])
+    entry = load_catalog().entries.get(model)
+    return None if entry is None else entry.edition
 
 
 def _stats(row: Mapping[str, Any], folder: Path) -> PictureStats | None:

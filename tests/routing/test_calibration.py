@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judged import SUBJECT, judged, write
+from judged import SUBJECT, as_row, judged, write
 
 from edgevlm.errors import ModelCorrupt, UsageError
 from edgevlm.messages import ActiveAdapter
-from edgevlm.routing.answers import read_answers, tabulate
+from edgevlm.routing.answers import read_answer, read_answers, tabulate
 from edgevlm.routing.calibration import Calibration, Subject
 from edgevlm.routing.certificate import Certificate, Refusal
 from edgevlm.routing.confidence import Confidence
@@ -133,6 +133,15 @@ def test_a_calibration_that_is_none_is_refused(
 def test_a_file_of_answers_says_what_they_are(tmp_path: Path) -> None:
     answers = judged(20)
     assert read_answers(write(tmp_path / "answers.jsonl", answers)) == answers
+
+
+def test_the_edition_is_the_catalogs_where_a_line_says_none(tmp_path: Path) -> None:
+    row = as_row(judged(1)[0])
+    row.update(model="edgevlm-tiny")
+    del row["edition"]
+    assert read_answer(row, "line 1", tmp_path).subject.edition == 5
+    row.update(model="a-model")
+    assert read_answer(row, "line 1", tmp_path).subject.edition is None
 
 
 @pytest.mark.parametrize(
