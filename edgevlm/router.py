@@ -243,7 +243,8 @@ class Router:
         if asked is None or self._policy.route == "cloud":
             return None
         found = self._cache.get(asked)
-        if found is None:
+        # One that was unsure is no reason not to ask the cloud by now.
+        if found is None or (found.unsure and self._policy.may_escalate):
             return None
         request.clock.tick()
         schema = request.schema

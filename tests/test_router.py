@@ -233,6 +233,20 @@ def test_a_question_that_was_asked_before_is_answered_from_the_cache(
         assert session.ask("And its colour?", **ANSWER).text == follow_up.text
 
 
+@pytest.mark.usefixtures("cloud")
+def test_an_unsure_answer_of_before_does_not_keep_the_cloud_from_being_asked(
+    model: Model, strong: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rated(monkeypatch, 0.1, unsure=True)
+    with Session(model, route="local", settings=caching(home)) as session:
+        assert ask(session).unsure
+        session.reset()
+        assert ask(session).route.decision == "cache"
+    with Session(model, route="auto", settings=caching(home)) as session:
+        reply = ask(session)
+    assert (reply.route.decision, reply.model) == ("cloud", strong.model)
+
+
 def test_what_differs_is_not_answered_from_the_cache(
     model: Model, home: Path, adapters_home: Path
 ) -> None:
