@@ -15,6 +15,12 @@ from edgevlm.settings import Settings
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def _keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a person has it; other tests keep no answers."""
+    monkeypatch.delenv("EDGEVLM_CACHE")
+
+
 @pytest.fixture
 def kept(home: Path) -> None:
     with closing(AnswerCache(Settings(home))) as cache:

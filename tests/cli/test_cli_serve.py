@@ -12,11 +12,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 PROGRAM = [sys.executable, "-c", "from edgevlm.cli import main; main()"]
+# An answer that no model ends early.
+LONG = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"type": "array", "items": {"type": "integer"}, "minItems": 2000}},
+}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -76,8 +82,9 @@ def test_a_signal_ends_it_well(smolvlm: Path, number: signal.Signals) -> None:
 def test_what_is_under_way_is_finished_first(smolvlm: Path, home: Path) -> None:
     with serving(smolvlm) as (process, lines):
         token = (home / "serve" / "token").read_text()
-        body = {"model": smolvlm.name, "stream": True, "max_tokens": 60}
+        body: dict[str, Any] = {"model": smolvlm.name, "stream": True, "max_tokens": 1000}
         body["messages"] = [{"role": "user", "content": "Hello?"}]
+        body["response_format"] = LONG
         with httpx.stream(
             "POST",
             f"{address(lines)}/v1/chat/completions",
