@@ -58,9 +58,12 @@ class Shown:
             return self.exact
         return Picture.of(self.pixels, self._detail, self._budget, near=True)
 
-    def let_go(self) -> None:
-        """Keep what was made of the pixels, and not them: they may be 100 MB."""
-        _ = self.image, self.exact
+    def let_go(self, *, hashed: bool) -> None:
+        """Keep what was made of the pixels, and not them: they may be 100 MB. `hashed` is
+        whether a cache will ask for their hash, which takes 100 ms of twelve megapixels."""
+        _ = self.image
+        if hashed:
+            _ = self.exact
         self.pixels = None
 
 

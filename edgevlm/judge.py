@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevlm.messages import ActiveAdapter, Token, Usage
+from edgevlm.model import Model
 from edgevlm.routing.calibration import PREFIXES
 from edgevlm.routing.confidence import Confidence, Judgement
 from edgevlm.routing.features import Asked
@@ -30,10 +31,8 @@ class Judge:
     the next start on.
     """
 
-    def __init__(
-        self, model: str, edition: int | None, quantization: str, settings: Settings
-    ) -> None:
-        self._of = (model, edition, quantization)
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._of = (model.name, model.files.edition, model.quantization)
         self._settings = settings
         self._known: dict[tuple[ActiveAdapter, ...], Confidence | None] = {}
         self._lock = threading.Lock()

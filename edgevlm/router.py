@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from edgevlm.cache import AnswerCache, Asked
-from edgevlm.conversation import Spoken, turns_of
+from edgevlm.conversation import Shown, Spoken, turns_of
 from edgevlm.devices.memory import peak_rss_bytes
 from edgevlm.engine.adapter import adapters_key, without_zeros
 from edgevlm.engine.prompt import Prompt
@@ -47,8 +47,10 @@ class Router:
         self._model = model
         self._settings = settings
         self._cloud: Cloud | None = None
+        # Pictures of which only what the model makes of them is still needed.
+        self._spent: list[Shown] = []
         self.set_route(route)
-        self._judge = Judge(model.name, model.files.edition, model.quantization, settings)
+        self._judge = Judge(model, settings)
         self._slot = Slot(model, self._judge)
         self._cache = AnswerCache(settings)
         self._log = RouteLog(settings.home, prompts=settings.log_prompts)
@@ -75,20 +77,22 @@ class Router:
         try:
             spoken = speak()
         except Interrupted:
-            return self._nothing(request)
+            return (yield from self._slot.answer(_stopped, request))
         said = whole(before, system, spoken)
         asked = self._asked(said, request)
-        reply, receipt = self._found(asked, request), None
-        if reply is not None:
-            yield from reply.tokens
+        found = self._found(asked, request)
+        if found is not None:
+            yield from found.tokens
+            reply, receipt = found, None
         else:
             reply, receipt = yield from self._computed(said, spoken, request)
             if asked is not None and receipt is None:
                 self._cache.put(asked, reply)
         self._log.add(reply, receipt=receipt, question=spoken.text)
-        if self._cloud is None:  # no one else will ask for their pixels
-            for shown in spoken.shown:
-                shown.let_go()
+        if self._cloud is None:  # no one but the model will ask for their pixels
+            self._spent += spoken.shown
+        while self._spent and found is None:  # a cached answer doesn't wait for their preparing
+            self._spent.pop().let_go(hashed=asked is not None)
         return reply
 
     def close(self) -> None:
@@ -255,22 +259,10 @@ class Router:
             parsed=schema.parse(found.text) if schema is not None else None,
         )
 
-    def _nothing(self, request: Request) -> Reply:
-        """What a question came to that was stopped while it was read."""
-        model = self._model
-        return Reply(
-            text="",
-            tokens=(),
-            model=model.name,
-            runtime=model.runtime,
-            quantization=model.quantization,
-            finish_reason="cancelled",
-            usage=Usage(),
-            timings=request.clock.timings(0, request.load_ms),
-            adapter=request.adapters.told,
-            notices=request.adapters.notices,
-            structured=request.schema is not None,
-        )
+
+def _stopped() -> Prompt:
+    """The prompt of a question that was stopped while it was read."""
+    raise Interrupted("Stopped.")
 
 
 def _after(policy: Policy, case: Case, before: Verdict, reply: Reply) -> Verdict:

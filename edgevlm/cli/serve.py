@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import TYPE_CHECKING
 
 import click
 
 from edgevlm.errors import NotSupported, UsageError
+
+if TYPE_CHECKING:
+    from edgevlm.serve.app import Options
 
 EPILOG = """\b
 Examples:
@@ -132,20 +136,20 @@ def _serve(
     runtime: str | None,
     host: str,
     port: int,
-    options: object,
+    options: Options,
     *,
     as_json: bool,
     quiet: bool,
 ) -> None:
     from edgevlm.cli.progress import progress
+    from edgevlm.media.addresses import is_loopback
     from edgevlm.model import load_model
     from edgevlm.remote.access import access_token
-    from edgevlm.serve.app import Options, Server
+    from edgevlm.serve.app import Server
     from edgevlm.serve.run import listen, log_to_stderr
     from edgevlm.serve.run import serve as serve_on
     from edgevlm.settings import load_settings
 
-    assert isinstance(options, Options)
     settings = load_settings()
     token = access_token(settings.home)
     with listen(host, port) as sock:  # a port that is taken costs no download
@@ -168,7 +172,7 @@ def _serve(
                 click.echo("Its token is shown this once.", err=True)
             if token.file is not None:
                 click.echo(f"The token is kept in {token.file}", err=True)
-            if not _is_loopback(host):
+            if not is_loopback(host):
                 click.echo("Others on this network can reach it, and read what passes.", err=True)
 
         with loaded:
@@ -184,10 +188,6 @@ def _own_names(host: str) -> tuple[str, ...]:
             f"{host} is not an IP address.", hint="Use 127.0.0.1, ::1, 0.0.0.0 or an own one."
         ) from error
     return () if address.is_unspecified else (str(address),)
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback
 
 
 def _address(host: str, port: int) -> str:

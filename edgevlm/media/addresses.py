@@ -1,4 +1,4 @@
-"""Which network addresses a picture may come from."""
+"""Which network addresses a picture may come from, and which are this device's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # Networks without IPv4 reach it through these (RFC 6052).
 _NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL, a name or an address without brackets, is this device itself."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def is_public(address: str) -> bool:

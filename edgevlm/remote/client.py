@@ -16,6 +16,7 @@ import httpx
 from edgevlm import __version__
 from edgevlm.engine.cancel import Cancel
 from edgevlm.errors import CloudError, Interrupted, Offline, UsageError
+from edgevlm.media.addresses import is_loopback
 from edgevlm.remote.codes import error_of
 
 # Reading may take as long as a server lets its clients wait in its queue.
@@ -57,7 +58,7 @@ class Server:
 
     @property
     def on_this_device(self) -> bool:
-        return _is_loopback(urlsplit(self.url).hostname or "")
+        return is_loopback(urlsplit(self.url).hostname or "")
 
     def get(self, path: str) -> dict[str, Any]:
         """A JSON object. Raises CloudError, and the errors that the server tells."""
@@ -196,13 +197,6 @@ _NOT_OURS = "Is it `edgevlm serve` of this version?"
 
 def _bad(url: str) -> UsageError:
     return UsageError(f"{url!r} is no server's address.", hint="Such as http://127.0.0.1:8642.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _is_near(host: str) -> bool:

@@ -28,7 +28,6 @@ from edgevlm.messages import (
     Reply,
     Route,
     Sent,
-    Timings,
     Token,
     TopToken,
     Usage,
@@ -326,13 +325,7 @@ class RemoteSlot:
             quantization=self.model.quantization,
             finish_reason=finish,
             usage=usage,
-            timings=Timings(
-                timings.load_ms,
-                timings.vision_ms or vision,
-                timings.ttft_ms,
-                timings.decode_tps,
-                timings.total_ms,
-            ),
+            timings=replace(timings, vision_ms=timings.vision_ms or vision),
             route=Route(
                 "local" if near else "cloud",
                 f"{self.model.name} on the server {self.model.server.url}",

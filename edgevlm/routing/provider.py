@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgevlm.errors import UsageError
+from edgevlm.media.addresses import is_loopback
 from edgevlm.media.describe import shown, url_shown
 from edgevlm.routing.prices import Prices
 from edgevlm.routing.state import change_json, read_json, unreadable
@@ -96,7 +97,7 @@ class Provider:
 
     @property
     def on_this_device(self) -> bool:
-        return _is_loopback(urlsplit(self.base_url).hostname or "")
+        return is_loopback(urlsplit(self.base_url).hostname or "")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,7 +142,7 @@ def check_base_url(text: str) -> str:
         )
     if url.query or url.fragment or not _PATH.fullmatch(url.path) or not _is_host(host):
         raise UsageError(f"{name} is not the address of an API.", hint=hint)
-    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(host)):
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(host)):
         raise UsageError(
             f"{name} is not https, and anyone between could read what is sent.",
             hint="Use https; http is for servers on this device, such as http://127.0.0.1:8000/v1.",
@@ -158,13 +159,6 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return re.fullmatch(r"(?=.{1,253}$)[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", host) is not None
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_names(model: object, variable: object) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.types import Receive
 
 from edgevlm.messages import Reply, Token
 from edgevlm.serve.engine import Engine, Event, Job
 from edgevlm.serve.errors import ApiError
+
+
+async def when_gone(receive: Receive, act: Callable[[], None]) -> None:
+    """Wait until the client of a request, whose body was read, leaves; then act."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    act()
 
 
 class Events:
@@ -54,7 +61,7 @@ class Answering:
 
     async def __aenter__(self) -> Answering:
         self._engine.submit(self._job)
-        self._watch = asyncio.create_task(self._until_gone())
+        self._watch = asyncio.create_task(when_gone(self._receive, self._give_up))
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._time_is_up)
         return self
 
@@ -62,7 +69,7 @@ class Answering:
         self._watch.cancel()
         self._timer.cancel()
         if not self._done:
-            self._engine.cancel(self._job)
+            self._give_up()
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         """Raises ApiError, and what the engine tells."""
@@ -87,9 +94,7 @@ class Answering:
 
     def _time_is_up(self) -> None:
         self._late = True
-        self._engine.cancel(self._job)
+        self._give_up()
 
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _give_up(self) -> None:
         self._engine.cancel(self._job)

@@ -69,7 +69,7 @@ class Server:
         self.model = model
         self.engine = Engine(
             model,
-            Judge(model.name, model.files.edition, model.quantization, settings),
+            Judge(model, settings),
             parallel=options.parallel,
             contexts=options.contexts,
             queue_size=options.queue_size,

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from edgevlm.engine.grammar import check_schema
+from edgevlm.engine.prompt import Prompt
 from edgevlm.engine.sampling import Sampling
 from edgevlm.engine.schema import Schema
 from edgevlm.errors import EdgeVLMError, UsageError
@@ -62,7 +63,7 @@ class Completions:
         record.asked(asked)
         return _Answer(self, asked, job, answering, record)
 
-    def _prepare(self, asked: ChatRequest, clock: Clock) -> tuple[Request, Any]:
+    def _prepare(self, asked: ChatRequest, clock: Clock) -> tuple[Request, Prompt]:
         """Everything that can be refused is refused here, before the engine sees it."""
         own = asked.edgevlm
         sampling, schema = sampling_of(asked), schema_of(asked)

@@ -115,10 +115,10 @@ class Reader:
         return self._prepared(pixels, where, own.detail or detail, budget)
 
     def _prepared(
-        self, pixels: object, where: str, detail: Detail, image_tokens: int | None
+        self, pixels: Pixels, where: str, detail: Detail, image_tokens: int | None
     ) -> ImageInput:
         try:
-            return self.model.family.preprocess(pixels, detail, image_tokens)  # type: ignore[arg-type]
+            return self.model.family.preprocess(pixels, detail, image_tokens)
         except EdgeVLMError as error:
             raise api_error(error, param=where) from error
 

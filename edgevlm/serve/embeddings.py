@@ -18,6 +18,7 @@ from edgevlm.engine.cancel import Cancel
 from edgevlm.engine.prompt import ImageInput
 from edgevlm.errors import Interrupted
 from edgevlm.media.embeddings import pack_embeddings
+from edgevlm.serve.answers import when_gone
 from edgevlm.serve.conversation import Reader
 from edgevlm.serve.errors import ApiError
 from edgevlm.serve.listing import Listing
@@ -91,13 +92,7 @@ class ImageEmbeddings:
         """Do the work on a thread, and stop it where the client leaves or the time is up."""
         cancel, began = Cancel(), time.monotonic()
         timer = asyncio.get_running_loop().call_later(self.seconds, cancel.set)
-
-        async def watch() -> None:
-            while (await http.receive())["type"] != "http.disconnect":
-                pass
-            cancel.set()
-
-        watching = asyncio.create_task(watch())
+        watching = asyncio.create_task(when_gone(http.receive, cancel.set))
         try:
             return await anyio.to_thread.run_sync(work, cancel)
         except Interrupted as error:

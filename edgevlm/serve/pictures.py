@@ -60,10 +60,6 @@ class Pictures:
             self._bind(name, _Seen(pixels, digest, pixels_key(pixels)), where)
         return pixels
 
-    def read(self, url: str, where: str) -> Pixels:
-        """The picture of a URL. Raises ApiError."""
-        return self._read(url, where)
-
     def _read(self, url: str, where: str) -> Pixels:
         if not url[:8].lower().startswith(("data:", "https://")):
             raise ApiError(
